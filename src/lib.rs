@@ -1,0 +1,19 @@
+//! narfs: Nix binary caches mounted as `/nix/store`, fetched when read.
+//!
+//! The way of a byte, from the cache up to the program that reads it:
+//!
+//! ```text
+//! substituter   where bytes come from: http(s), file, s3; credentials, retries
+//! codec         how they are packed: xz, zstd, none, …; random access where the format allows it
+//! nix           what they mean: store paths, narinfos, signatures, listings, NARs (pure, no I/O)
+//! tree          names, sizes and offsets of one store path, compiled into a flat index
+//! content       where they rest: sparse NAR files, maps of what is valid, the database
+//! store         the lazy store: admission, fetch lanes, trust, progress
+//! fuse          the kernel protocol, and nothing but that
+//! daemon        one process for a state directory: mounts, control socket, lifetime
+//! config, cli   what a user says and sees
+//! ```
+//!
+//! Arrows point from a lower line of this list to the ones above it only.
+
+pub mod nix;
