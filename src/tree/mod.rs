@@ -26,6 +26,9 @@ mod to_listing;
 mod validate;
 mod walk;
 
+#[cfg(test)]
+mod tests;
+
 pub use compare::{Difference, Differs};
 pub use image::{EntryIndex, Node, Tree, TreeError};
 pub use limits::Refusal;
