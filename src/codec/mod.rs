@@ -17,6 +17,7 @@
 //! the promised number of bytes, and `Ok(0)` comes only when the packed data was complete.
 //! Bytes of formats without a check may be wrong: the NAR's hash is what counts.
 
+mod blocks;
 mod brotli;
 mod bzip2;
 mod error;
@@ -29,11 +30,17 @@ mod push;
 mod small;
 mod units;
 mod xz;
+mod xz_index;
 mod zstd;
+mod zstd_table;
 
 use std::io::Read;
 
-pub use self::{error::CodecError, small::decode_small};
+pub use self::{
+    blocks::{Block, BlockTable, FIRST_TAIL, Probe, probe},
+    error::CodecError,
+    small::decode_small,
+};
 use self::{input::Input, plain::Plain, push::Pushed, units::Units};
 use crate::nix::Compression;
 
