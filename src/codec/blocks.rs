@@ -81,16 +81,16 @@ pub fn probe(format: Compression, file_size: u64, tail: &[u8]) -> Result<Probe, 
     }
 }
 
-/// The last `n` bytes of `tail`, or what to ask for to have them. `n` is at most `file_size`.
-pub(super) fn last(tail: &[u8], n: u64, file_size: u64) -> Result<&[u8], Probe> {
-    match usize::try_from(n)
-        .ok()
-        .and_then(|n| tail.len().checked_sub(n))
-    {
-        Some(start) => Ok(&tail[start..]),
-        None => Err(Probe::Need {
-            tail: n.max(FIRST_TAIL).min(file_size),
-        }),
+/// The last `n` bytes of `tail`, if it has them.
+pub(super) fn last(tail: &[u8], n: u64) -> Option<&[u8]> {
+    let start = tail.len().checked_sub(usize::try_from(n).ok()?)?;
+    tail.get(start..)
+}
+
+/// Asks for the last `n` bytes, or as many as are worth a request.
+pub(super) fn need(n: u64, file_size: u64) -> Probe {
+    Probe::Need {
+        tail: n.max(FIRST_TAIL).min(file_size),
     }
 }
 

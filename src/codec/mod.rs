@@ -186,3 +186,10 @@ fn open<'a>(
         Compression::Lz4 => Box::new(Units::new(lz4::Frames::Idle(input(packed)), at, bound)),
     })
 }
+
+#[cfg(test)]
+mod blocks_tests;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -70,3 +70,91 @@ fn sniffed(bytes: &[u8]) -> Compression {
         _ => Compression::None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::testing::{PACKING, pack};
+
+    const LISTING: &[u8] = br#"{"version":1,"root":{"type":"directory","entries":{}}}"#;
+
+    #[test]
+    fn the_header_says_how_it_is_packed() {
+        for format in Compression::ALL {
+            let packed = pack(format, LISTING);
+            let got = decode_small(Some(format.as_str()), &packed, 1000).unwrap();
+            assert_eq!(got, LISTING, "{format}");
+        }
+        let gzip = pack(Compression::Gzip, LISTING);
+        assert_eq!(
+            decode_small(Some(" X-GZip "), &gzip, 1000).unwrap(),
+            LISTING
+        );
+        for name in ["identity", ""] {
+            assert_eq!(decode_small(Some(name), LISTING, 1000).unwrap(), LISTING);
+        }
+    }
+
+    #[test]
+    fn without_a_header_the_first_bytes_do() {
+        for format in PACKING {
+            let packed = pack(format, LISTING);
+            let want = if format == Compression::Brotli {
+                &packed[..]
+            } else {
+                LISTING
+            };
+            assert_eq!(decode_small(None, &packed, 1000).unwrap(), want, "{format}");
+        }
+        for text in [
+            LISTING,
+            b"StorePath: /nix/store/...",
+            b"BZh9 is no bzip2",
+            b"",
+        ] {
+            assert_eq!(decode_small(None, text, 1000).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn unknown_encodings_are_named() {
+        for name in ["compress", "gzip, br", "deflate"] {
+            match decode_small(Some(name), LISTING, 1000) {
+                Err(CodecError::Encoding { name: told }) => assert_eq!(told, name),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_limit_holds_for_the_unpacked_bytes() {
+        let zeros = vec![0; 10 << 20];
+        for format in Compression::ALL {
+            let packed = pack(format, &zeros);
+            let name = Some(format.as_str());
+            assert_eq!(
+                decode_small(name, &packed, zeros.len()).unwrap().len(),
+                zeros.len()
+            );
+            for limit in [0, 1, 5000, zeros.len() - 1] {
+                let error = decode_small(name, &packed, limit).unwrap_err();
+                assert!(
+                    matches!(error, CodecError::TooLarge { .. }),
+                    "{format}: {error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn half_a_document_is_none() {
+        for format in PACKING {
+            let packed = pack(format, LISTING);
+            let error = decode_small(Some(format.as_str()), &packed[..packed.len() / 2], 1000);
+            assert!(
+                matches!(error, Err(CodecError::Truncated { .. })),
+                "{format}: {error:?}"
+            );
+        }
+    }
+}

@@ -172,7 +172,7 @@ fn skip_padding(input: &mut Input<'_>, format: Compression) -> Result<(), CodecE
         }
     }
     let at = input.position();
-    if (at - start) % 4 != 0 {
+    if !(at - start).is_multiple_of(4) {
         let what = format!(
             "{} zero bytes behind a stream, no multiple of four",
             at - start

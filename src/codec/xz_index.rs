@@ -3,7 +3,7 @@
 //! Format: "The .xz File Format", version 1.2.1, chapters 2 to 4 (tukaani.org). All integers little
 //! endian; a VLI is 7 bits a byte, lowest first, the top bit saying that more follow.
 
-use super::blocks::{BLOCKS_MAX, Block, BlockTable, Details, Probe, TABLE_BYTES_MAX, last};
+use super::blocks::{BLOCKS_MAX, Block, BlockTable, Details, Probe, TABLE_BYTES_MAX, last, need};
 
 /// Bytes of the stream header, and of the stream footer.
 const HEADER: u64 = 12;
@@ -33,10 +33,11 @@ pub(super) fn probe(file_size: u64, tail: &[u8]) -> Result<Probe, String> {
     if padding > PADDING_MAX || padding + STREAM_MIN > file_size {
         return Err("no stream footer, only zero bytes".into());
     }
-    let footer = match last(tail, padding + HEADER, file_size) {
-        Ok(bytes) => Footer::parse(&bytes[..HEADER as usize])?,
-        Err(need) => return Ok(need),
+    let Some(footer) = last(tail, padding + HEADER) else {
+        // Padding without an end in sight: twice as much each time, not a few bytes more.
+        return Ok(need(2 * padding + HEADER, file_size));
     };
+    let footer = Footer::parse(&footer[..HEADER as usize])?;
     let around = padding + HEADER + HEADER;
     if footer.index_size > TABLE_BYTES_MAX {
         return Err(format!(
@@ -47,11 +48,11 @@ pub(super) fn probe(file_size: u64, tail: &[u8]) -> Result<Probe, String> {
     if footer.index_size + around > file_size {
         return Err("its index is larger than the file".into());
     }
-    let index = match last(tail, footer.index_size + HEADER + padding, file_size) {
-        Ok(bytes) => &bytes[..footer.index_size as usize],
-        Err(need) => return Ok(need),
+    let wanted = footer.index_size + HEADER + padding;
+    let Some(index) = last(tail, wanted) else {
+        return Ok(need(wanted, file_size));
     };
-    let (blocks, paddings, end) = parse_index(index)?;
+    let (blocks, paddings, end) = parse_index(&index[..footer.index_size as usize])?;
     let stream = end.checked_add(footer.index_size + HEADER + padding);
     match stream.map(|stream| stream.cmp(&file_size)) {
         Some(std::cmp::Ordering::Equal) => {}

@@ -5,7 +5,7 @@
 //! unpacked size and, if the descriptor says so, the low half of its XXH64; then the number of
 //! frames, the descriptor, and a magic number.
 
-use super::blocks::{BLOCKS_MAX, Block, BlockTable, Details, Probe, TABLE_BYTES_MAX, last};
+use super::blocks::{BLOCKS_MAX, Block, BlockTable, Details, Probe, TABLE_BYTES_MAX, last, need};
 
 /// Magic number of the skippable frame.
 const FRAME_MAGIC: u32 = 0x184D_2A5E;
@@ -25,9 +25,8 @@ pub(super) fn probe(file_size: u64, tail: &[u8]) -> Result<Probe, String> {
     if file_size < HEAD + FOOT {
         return Ok(Probe::None);
     }
-    let foot = match last(tail, FOOT, file_size) {
-        Ok(bytes) => bytes,
-        Err(need) => return Ok(need),
+    let Some(foot) = last(tail, FOOT) else {
+        return Ok(need(FOOT, file_size));
     };
     let [n0, n1, n2, n3, descriptor, magic @ ..] = foot else {
         return Err("its footer is too short".into());
@@ -50,9 +49,8 @@ pub(super) fn probe(file_size: u64, tail: &[u8]) -> Result<Probe, String> {
     if size > file_size {
         return Err("it is larger than the file".into());
     }
-    let table = match last(tail, size, file_size) {
-        Ok(bytes) => bytes,
-        Err(need) => return Ok(need),
+    let Some(table) = last(tail, size) else {
+        return Ok(need(size, file_size));
     };
     let (head, entries) = table.split_at(HEAD as usize);
     let entries = &entries[..(count * entry) as usize];
