@@ -16,5 +16,6 @@
 //!
 //! Arrows point from a lower line of this list to the ones above it only.
 
+pub mod codec;
 pub mod nix;
 pub mod tree;
