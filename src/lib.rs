@@ -17,3 +17,4 @@
 //! Arrows point from a lower line of this list to the ones above it only.
 
 pub mod nix;
+pub mod substituter;
