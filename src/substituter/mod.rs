@@ -14,7 +14,8 @@
 //! - a body is whole or an error; a range is the one asked for, or [`NarBody::start`] says what
 //!   came instead.
 //!
-//! No locks are held across an await; each call is independent of all others.
+//! Each call is independent of all others, but for one lock: the calls of a bucket whose machine
+//! may have keys wait for the one that finds out.
 
 mod body;
 mod counters;
@@ -26,6 +27,7 @@ mod location;
 pub mod netrc;
 mod range;
 mod retry;
+mod s3;
 mod secret;
 mod transport;
 
@@ -135,6 +137,7 @@ enum Source {
         credentials: Box<Credentials>,
     },
     Directory(PathBuf),
+    Bucket(Box<s3::Bucket>),
 }
 
 /// Which kind of small file, with what that implies.
@@ -162,13 +165,7 @@ impl Substituter {
                 Source::Http { base, credentials }
             }
             Place::Directory(path) => Source::Directory(path),
-            Place::S3(_) => {
-                let reason = "s3 is not built in".into();
-                return Err(SubstituterError::Url {
-                    url: location.name,
-                    reason,
-                });
-            }
+            Place::S3(place) => Source::Bucket(Box::new(s3::Bucket::new(&place, &location.name)?)),
         };
         let name: Arc<str> = location.name.into();
         let getter = Getter {
@@ -362,9 +359,23 @@ impl Substituter {
             Source::Http { base, credentials } => {
                 let url = join(base, file).map_err(FetchFailure::BadAddress)?;
                 allowed(base, &url)?;
-                self.0.getter.get(&url, Some(credentials.as_ref()), ask).await
+                self.0
+                    .getter
+                    .get(&url, Some(credentials.as_ref()), ask)
+                    .await
             }
             Source::Directory(root) => self.open_file(root.clone(), file, ask).await,
+            Source::Bucket(bucket) => {
+                let url = bucket.address(file).await?;
+                match self.0.getter.get(&url, None, ask).await {
+                    // S3 redirects without saying where to.
+                    Err(FetchFailure::Status { status: 301, .. }) => {
+                        let reason = "the bucket is in another region; name it with ?region=";
+                        Err(FetchFailure::BadAddress(reason.into()))
+                    }
+                    other => other,
+                }
+            }
         }
     }
 
@@ -437,6 +448,10 @@ impl Substituter {
             Source::Directory(root) => match file::inside(root, file) {
                 Ok(path) => path.display().to_string(),
                 Err(_) => root.display().to_string(),
+            },
+            Source::Bucket(bucket) => match bucket.plain(file) {
+                Ok(url) => shown(&url),
+                Err(_) => self.0.name.to_string(),
             },
         }
     }
