@@ -19,3 +19,4 @@
 pub mod codec;
 pub mod nix;
 pub mod tree;
+pub mod substituter;

@@ -1,0 +1,490 @@
+//! Where bytes come from: binary caches reached by http, https, file and s3 URLs.
+//!
+//! A [`Substituter`] is one cache. It answers five questions (what are you, have you this path,
+//! what is in it, give me its NAR, give me the NAR's end) and knows nothing of what the answers
+//! mean. All substituters share one [`Transport`]: one pool of connections, one `netrc`.
+//!
+//! Always true here:
+//! - every call has a [`Deadline`] for its answer, every body a stall time-out; nothing waits
+//!   without end;
+//! - opening requests are repeated where that may help, bodies never: their reader knows better
+//!   what it still needs, and asks another cache or for the rest;
+//! - credentials go with every kind of request to the cache's own address and not across a
+//!   redirect to another; no name, error, log line or `Debug` shows one;
+//! - a body is whole or an error; a range is the one asked for, or [`NarBody::start`] says what
+//!   came instead.
+//!
+//! Each call is independent of all others, but for one lock: the calls of a bucket whose machine
+//! may have keys wait for the one that finds out.
+
+mod body;
+mod counters;
+mod credentials;
+mod error;
+mod file;
+mod http;
+mod location;
+pub mod netrc;
+mod range;
+mod retry;
+mod s3;
+mod secret;
+mod transport;
+
+use std::{fmt, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::nix::StorePathHash;
+
+use self::{
+    body::Names,
+    credentials::Credentials,
+    http::{Answer, Ask, Getter, allowed},
+    location::{Location, Place, join, shown},
+    range::Wanted,
+};
+pub use self::{
+    body::NarBody,
+    counters::Counters,
+    error::{FetchError, FetchFailure, SubstituterError},
+    retry::RetryPolicy,
+    secret::Secret,
+    transport::{HttpOptions, Transport},
+};
+
+/// Largest narinfo, in bytes: one with 10,000 references has half of that.
+const MAX_NARINFO: u64 = 1 << 20;
+
+/// Largest listing as it comes, in bytes. A path with a million files has about 100 MB of JSON.
+const MAX_LISTING: u64 = 256 << 20;
+
+/// Largest `nix-cache-info`, in bytes; real ones have 100.
+const MAX_CACHE_INFO: u64 = 64 << 10;
+
+/// Bytes are wanted as they stand in the cache.
+const AS_IT_IS: &str = "identity";
+
+/// Listings are JSON, a tenth in size when packed; the codec layer reads these.
+const PACKED: &str = "zstd, br, gzip";
+
+/// When a call must have answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// At this time.
+    pub fn at(instant: Instant) -> Self {
+        Self(instant)
+    }
+
+    /// So much later than now.
+    pub fn after(time: Duration) -> Self {
+        Self(Instant::now() + time)
+    }
+
+    /// The time itself.
+    pub fn instant(self) -> Instant {
+        self.0
+    }
+}
+
+/// One substituter as configured.
+#[derive(Debug, Clone, Default)]
+pub struct SubstituterConfig {
+    /// `http://`, `https://`, `file://`, `s3://`, or an absolute path.
+    pub url: String,
+    /// Lower is asked first; beats the URL's `priority=` and what the cache says of itself.
+    pub priority: Option<u32>,
+    /// Whether paths without a trusted signature are taken from it.
+    pub trusted: bool,
+    /// Sent as `Authorization: Bearer`.
+    pub token: Option<Secret>,
+    /// File that holds the token, read when the substituter is made. Beats `token`.
+    pub token_file: Option<PathBuf>,
+}
+
+/// A small file of a cache, as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// The bytes, still encoded.
+    pub bytes: Vec<u8>,
+    /// Their `Content-Encoding`, in lower case, if the server named one.
+    pub encoding: Option<String>,
+}
+
+/// One binary cache. Clones are cheap and share connections and counters.
+#[derive(Clone)]
+pub struct Substituter(Arc<Inner>);
+
+struct Inner {
+    name: Arc<str>,
+    priority: Option<u32>,
+    trusted: bool,
+    source: Source,
+    getter: Getter,
+    /// Places for small requests; NAR bodies are the fetch lanes' to bound.
+    small: Semaphore,
+}
+
+/// How this cache's files are reached.
+enum Source {
+    Http {
+        base: url::Url,
+        credentials: Box<Credentials>,
+    },
+    Directory(PathBuf),
+    Bucket(Box<s3::Bucket>),
+}
+
+/// Which kind of small file, with what that implies.
+struct Small {
+    file: String,
+    limit: u64,
+    accept_encoding: &'static str,
+    /// Whether what comes is plain text, in which HTML can be told by its first byte.
+    text: bool,
+}
+
+impl Substituter {
+    /// Reads the configuration (and the token file); no request is made.
+    pub fn new(
+        config: &SubstituterConfig,
+        transport: &Transport,
+    ) -> Result<Self, SubstituterError> {
+        let location = Location::parse(&config.url)?;
+        let token = read_token(config, &location.name)?;
+        let source = match location.place {
+            Place::Http(base) => {
+                let netrc = transport.netrc().clone();
+                let credentials = Credentials::new(base.clone(), token, location.login, netrc);
+                let credentials = Box::new(credentials);
+                Source::Http { base, credentials }
+            }
+            Place::Directory(path) => Source::Directory(path),
+            Place::S3(place) => Source::Bucket(Box::new(s3::Bucket::new(&place, &location.name)?)),
+        };
+        let name: Arc<str> = location.name.into();
+        let getter = Getter {
+            transport: transport.clone(),
+            substituter: name.clone(),
+            counters: Arc::default(),
+        };
+        Ok(Self(Arc::new(Inner {
+            name,
+            priority: config.priority.or(location.priority),
+            trusted: config.trusted || location.trusted,
+            source,
+            small: Semaphore::new(transport.options().connections.max(1)),
+            getter,
+        })))
+    }
+
+    /// Its URL without credentials and secrets: safe to show, and stable.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The priority that the user gave it, if any.
+    pub fn priority(&self) -> Option<u32> {
+        self.0.priority
+    }
+
+    /// Whether the user trusts it without signatures.
+    pub fn trusted(&self) -> bool {
+        self.0.trusted
+    }
+
+    /// What it cost so far.
+    pub fn counters(&self) -> &Counters {
+        &self.0.getter.counters
+    }
+
+    /// `nix-cache-info`; `None` if the cache has none.
+    pub async fn cache_info_text(&self, deadline: Deadline) -> Result<Option<Vec<u8>>, FetchError> {
+        let small = Small {
+            file: "nix-cache-info".into(),
+            limit: MAX_CACHE_INFO,
+            accept_encoding: AS_IT_IS,
+            text: true,
+        };
+        Ok(self
+            .small(small, deadline)
+            .await?
+            .map(|document| document.bytes))
+    }
+
+    /// The narinfo of a path; `None` if the cache does not have the path (404, 410, and 403 as S3
+    /// says it for absent objects).
+    pub async fn narinfo(
+        &self,
+        path: &StorePathHash,
+        deadline: Deadline,
+    ) -> Result<Option<Document>, FetchError> {
+        let small = Small {
+            file: format!("{path}.narinfo"),
+            limit: MAX_NARINFO,
+            accept_encoding: AS_IT_IS,
+            text: true,
+        };
+        self.small(small, deadline).await
+    }
+
+    /// The listing of a path; `None` if the cache has none.
+    pub async fn listing(
+        &self,
+        path: &StorePathHash,
+        deadline: Deadline,
+    ) -> Result<Option<Document>, FetchError> {
+        let small = Small {
+            file: format!("{path}.ls"),
+            limit: MAX_LISTING,
+            accept_encoding: PACKED,
+            text: false,
+        };
+        self.small(small, deadline).await
+    }
+
+    /// Opens the NAR that a narinfo names by `url` (relative to the cache, or complete), or the
+    /// bytes `range` of it; an end of `u64::MAX` means up to the end.
+    ///
+    /// `validator` is that of the body whose rest is wanted: a file that changed since is
+    /// [`FetchFailure::Changed`]. The deadline is for the opening; the body has its own time-outs.
+    pub async fn nar(
+        &self,
+        url: &str,
+        range: Option<Range<u64>>,
+        validator: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<NarBody, FetchError> {
+        let wanted = match range {
+            Some(range) if range.start >= range.end => {
+                let failure = FetchFailure::OutOfRange { total: None };
+                return Err(self.fail(failure, url));
+            }
+            Some(range) => Wanted::Part(range),
+            None => Wanted::Whole,
+        };
+        let ask = Ask {
+            wanted,
+            validator: validator.map(Into::into),
+            accept_encoding: AS_IT_IS,
+        };
+        self.open_nar(url, &ask, deadline).await
+    }
+
+    /// The size of a NAR's file and its last `n` bytes (or all of them, if it has fewer).
+    pub async fn nar_tail(
+        &self,
+        url: &str,
+        n: u64,
+        deadline: Deadline,
+    ) -> Result<(u64, Vec<u8>), FetchError> {
+        let ask = Ask {
+            wanted: Wanted::Tail(n),
+            validator: None,
+            accept_encoding: AS_IT_IS,
+        };
+        let body = self.open_nar(url, &ask, deadline).await?;
+        let Some(total) = body.total else {
+            return Err(self.fail(FetchFailure::NoRanges, url));
+        };
+        match timeout_at(deadline.instant(), body.collect(n)).await {
+            Ok(bytes) => Ok((total, bytes?)),
+            Err(_) => Err(self.fail(FetchFailure::Deadline, url)),
+        }
+    }
+
+    async fn open_nar(
+        &self,
+        url: &str,
+        ask: &Ask,
+        deadline: Deadline,
+    ) -> Result<NarBody, FetchError> {
+        let opened = self.retrying(deadline, || self.open(url, ask)).await;
+        match opened {
+            Ok(Answer::Found(body)) => Ok(*body),
+            Ok(Answer::Absent(403)) => Err(self.fail(FetchFailure::Denied("403".into()), url)),
+            Ok(Answer::Absent(_)) => Err(self.fail(FetchFailure::Missing, url)),
+            Err(failure) => Err(self.fail(failure, url)),
+        }
+    }
+
+    async fn small(
+        &self,
+        small: Small,
+        deadline: Deadline,
+    ) -> Result<Option<Document>, FetchError> {
+        let ask = Ask {
+            wanted: Wanted::Whole,
+            validator: None,
+            accept_encoding: small.accept_encoding,
+        };
+        let (small, ask) = (&small, &ask);
+        let got = self
+            .retrying(deadline, || self.small_once(small, ask))
+            .await;
+        got.map_err(|failure| self.fail(failure, &small.file))
+    }
+
+    async fn small_once(&self, small: &Small, ask: &Ask) -> Result<Option<Document>, FetchFailure> {
+        // Never closed, so that the only error cannot happen.
+        let _place = self
+            .0
+            .small
+            .acquire()
+            .await
+            .map_err(|_| FetchFailure::Deadline)?;
+        let body = match self.open(&small.file, ask).await? {
+            Answer::Absent(_) => return Ok(None),
+            Answer::Found(body) => body,
+        };
+        let encoding = body.encoding.clone();
+        let bytes = body
+            .collect(small.limit)
+            .await
+            .map_err(|error| error.failure().clone())?;
+        if small.text && encoding.is_none() && bytes.trim_ascii_start().starts_with(b"<") {
+            return Err(FetchFailure::NotACache("it answers with HTML or XML"));
+        }
+        Ok(Some(Document { bytes, encoding }))
+    }
+
+    /// One try.
+    async fn open(&self, file: &str, ask: &Ask) -> Result<Answer, FetchFailure> {
+        match &self.0.source {
+            Source::Http { base, credentials } => {
+                let url = join(base, file).map_err(FetchFailure::BadAddress)?;
+                allowed(base, &url)?;
+                self.0
+                    .getter
+                    .get(&url, Some(credentials.as_ref()), ask)
+                    .await
+            }
+            Source::Directory(root) => self.open_file(root.clone(), file, ask).await,
+            Source::Bucket(bucket) => {
+                let url = bucket.address(file).await?;
+                match self.0.getter.get(&url, None, ask).await {
+                    // S3 redirects without saying where to.
+                    Err(FetchFailure::Status { status: 301, .. }) => {
+                        let reason = "the bucket is in another region; name it with ?region=";
+                        Err(FetchFailure::BadAddress(reason.into()))
+                    }
+                    other => other,
+                }
+            }
+        }
+    }
+
+    async fn open_file(
+        &self,
+        root: PathBuf,
+        file: &str,
+        ask: &Ask,
+    ) -> Result<Answer, FetchFailure> {
+        let path = file::inside(&root, file)?;
+        let names = Names {
+            substituter: self.0.name.clone(),
+            address: path.display().to_string().into(),
+            counters: self.0.getter.counters.clone(),
+        };
+        names.counters.request();
+        let opened = file::open(root, path, ask.wanted.clone(), ask.validator.clone()).await?;
+        let Some(opened) = opened else {
+            return Ok(Answer::Absent(404));
+        };
+        let stall = self.0.getter.transport.options().stall_timeout;
+        let mut body = NarBody::new(opened.pieces, opened.start, Some(opened.end), stall, names);
+        body.total = Some(opened.total);
+        body.validator = Some(opened.validator);
+        Ok(Answer::Found(Box::new(body)))
+    }
+
+    /// Tries until it works, must not be tried again, or the deadline is near.
+    async fn retrying<T, F>(
+        &self,
+        deadline: Deadline,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T, FetchFailure>
+    where
+        F: Future<Output = Result<T, FetchFailure>>,
+    {
+        let policy = &self.0.getter.transport.options().retry;
+        let mut last = FetchFailure::Deadline;
+        for tried in 1.. {
+            last = match timeout_at(deadline.instant(), call()).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(failure)) => failure,
+                Err(_) => break,
+            };
+            let Some(wait) = policy.wait(tried, &last, retry::jitter()) else {
+                break;
+            };
+            // No use to wait for a try that cannot begin in time.
+            if Instant::now() + wait >= deadline.instant() {
+                break;
+            }
+            tracing::debug!(substituter = %self.0.name, slug = last.slug(), tried, ?wait, "will try again");
+            sleep(wait).await;
+        }
+        Err(last)
+    }
+
+    fn fail(&self, failure: FetchFailure, file: &str) -> FetchError {
+        self.counters().failure();
+        failure.at(&self.0.name, self.address(file))
+    }
+
+    /// A file's address for messages.
+    fn address(&self, file: &str) -> String {
+        match &self.0.source {
+            Source::Http { base, .. } => match join(base, file) {
+                Ok(url) => shown(&url),
+                Err(_) => shown(base),
+            },
+            Source::Directory(root) => match file::inside(root, file) {
+                Ok(path) => path.display().to_string(),
+                Err(_) => root.display().to_string(),
+            },
+            Source::Bucket(bucket) => match bucket.plain(file) {
+                Ok(url) => shown(&url),
+                Err(_) => self.0.name.to_string(),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Substituter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Substituter")
+            .field("name", &self.0.name)
+            .field("priority", &self.0.priority)
+            .field("trusted", &self.0.trusted)
+            .finish_non_exhaustive()
+    }
+}
+
+fn read_token(config: &SubstituterConfig, name: &str) -> Result<Option<Secret>, SubstituterError> {
+    let token = match &config.token_file {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).map_err(|source| SubstituterError::Secrets {
+                    what: "token file",
+                    path: path.display().to_string(),
+                    source,
+                })?;
+            Some(Secret::new(text.trim()))
+        }
+        None => config.token.clone(),
+    };
+    if token
+        .as_ref()
+        .is_some_and(|token| credentials::bearer(token).is_none())
+    {
+        return Err(SubstituterError::Token(name.into()));
+    }
+    Ok(token)
+}
