@@ -16,4 +16,5 @@
 //!
 //! Arrows point from a lower line of this list to the ones above it only.
 
+pub mod content;
 pub mod nix;
