@@ -17,6 +17,7 @@
 //! Arrows point from a lower line of this list to the ones above it only.
 
 pub mod codec;
+pub mod content;
 pub mod nix;
 pub mod tree;
 pub mod substituter;
