@@ -16,4 +16,6 @@
 //!
 //! Arrows point from a lower line of this list to the ones above it only.
 
+pub mod cli;
+pub mod config;
 pub mod nix;
