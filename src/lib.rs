@@ -18,6 +18,8 @@
 
 pub mod codec;
 pub mod content;
+pub mod cli;
+pub mod config;
 pub mod nix;
 pub mod tree;
 pub mod substituter;

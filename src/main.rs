@@ -1,1 +1,35 @@
-fn main(){}
+//! The `narfs` program: read the command line, load the configuration, start logging, act.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use narfs::{
+    cli::{self, Cli, Command, Exit, Failure},
+    config::{self, Environment},
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => Exit::Success.into(),
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
+    let config = config::load(&Environment::of_process()?, &cli.settings.0)?;
+    cli::log::init(&config)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    match &cli.command {
+        Command::Config(args) => cli::config::run(&config, args),
+        _ => Err(Failure::new(
+            Exit::Usage,
+            "this build of narfs knows this verb's arguments only",
+        )),
+    }
+}

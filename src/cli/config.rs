@@ -1,0 +1,76 @@
+//! `narfs config`: which settings are in effect, and why.
+
+use super::{Failure, output};
+use crate::config::{Config, KEYS, KeySpec, Secrets};
+
+const LONG: &str = "\
+Prints the settings in effect and where each came from: default, file and line, environment \
+variable, flag, or nix.conf. Credentials in URLs are masked. Nothing is started or fetched.";
+
+/// Arguments of `narfs config`.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+#[command(about = "Show the settings in effect and where each came from", long_about = LONG, after_long_help = after_help())]
+pub struct ConfigArgs {
+    /// Print one JSON object: for each key its value, origin and source
+    #[arg(long, conflicts_with = "toml")]
+    pub json: bool,
+
+    /// Print a configuration file that has the same effect
+    #[arg(long)]
+    pub toml: bool,
+}
+
+/// Prints `config` to standard output.
+pub fn run(config: &Config, args: &ConfigArgs) -> Result<(), Failure> {
+    output::print(&render(config, args))
+}
+
+fn render(config: &Config, args: &ConfigArgs) -> String {
+    if args.json {
+        format!("{:#}\n", config.to_json())
+    } else if args.toml {
+        config.to_toml(Secrets::Masked)
+    } else {
+        config.to_text()
+    }
+}
+
+/// Every setting, from the table: the one place where all of them are explained in a terminal.
+fn after_help() -> String {
+    let mut text = String::from("Settings, by their key in configuration files:\n");
+    KEYS.iter().for_each(|spec| text.push_str(&setting(spec)));
+    text.push_str(AFTER);
+    text
+}
+
+fn setting(spec: &KeySpec) -> String {
+    let repeated = if spec.kind.is_list() {
+        ", may be repeated"
+    } else {
+        ""
+    };
+    format!(
+        "  {}\n    {}\n    Value: {}. Default: {}.\n    Flag --{}{repeated}; variable {}.\n\n",
+        spec.name,
+        spec.help_text(),
+        spec.kind.expects(),
+        spec.default_text(),
+        spec.flag,
+        spec.env
+    )
+}
+
+const AFTER: &str = "\
+Files:
+  /etc/narfs/config.toml               configuration of the machine
+  $XDG_CONFIG_HOME/narfs/config.toml   configuration of the user (else ~/.config/narfs/config.toml)
+  Keys that the second sets win over the first; --config FILE or NARFS_CONFIG replaces both.
+
+Exit status:
+  0  printed
+  2  the command line or the configuration is wrong
+
+Examples:
+  $ narfs config
+  $ narfs config --json | jq -r '.caches.value[].url'
+  $ NARFS_QUOTA=10GiB narfs config --toml > ~/.config/narfs/config.toml";

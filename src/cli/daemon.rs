@@ -1,0 +1,46 @@
+//! `narfs daemon`: the process behind a mount; started by the other verbs.
+
+use std::{os::fd::RawFd, path::PathBuf, time::Duration};
+
+use super::{parse::duration, parse_store_path};
+use crate::nix::StorePath;
+
+const LONG: &str = "\
+Serves the store of a state directory. `narfs mount --background` and `narfs run` start it; its \
+flags are theirs to choose and may change. Use `narfs mount` in services.
+
+It ends on SIGTERM and SIGINT, when its mounts are gone, and after --idle-exit without any use.";
+
+const AFTER: &str = "\
+Exit status:
+  0  ended as it was asked to
+  1  failed for a reason that none of the others names
+  2  the command line or the configuration is wrong
+  5  another daemon uses the state directory
+  6  no /dev/fuse, no privilege, or the mountpoint is missing or in use";
+
+/// Arguments of `narfs daemon`.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+#[command(about = "Serve a state directory (started by the other verbs)", long_about = LONG, after_long_help = AFTER)]
+pub struct DaemonArgs {
+    /// A directory to mount at; none serves the control socket alone
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mountpoint: Option<PathBuf>,
+
+    /// A descriptor that gets one line when the mount answers ("ready") or the reason why it
+    /// never will, and is closed then
+    #[arg(long, value_name = "FD")]
+    pub ready_fd: Option<RawFd>,
+
+    /// A descriptor of /dev/fuse, mounted already
+    #[arg(long, value_name = "FD")]
+    pub fuse_fd: Option<RawFd>,
+
+    /// End after this time without a mount or a connection
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub idle_exit: Option<Duration>,
+
+    /// Make this store path and everything it refers to known at the start (may be repeated)
+    #[arg(long, value_name = "STOREPATH", value_parser = parse_store_path)]
+    pub root: Vec<StorePath>,
+}

@@ -1,0 +1,78 @@
+//! Log lines on standard error.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::{EnvFilter, fmt};
+
+use super::{Exit, Failure, output::progress::LogWriter};
+use crate::config::{Color, Config, LogFormat};
+
+/// Starts logging as `config` says. To be called once in a process.
+pub fn init(config: &Config) -> Result<(), Failure> {
+    let filter = filter(config)?;
+    let builder = fmt().with_env_filter(filter).with_writer(|| LogWriter);
+    let started = match config.log_format {
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => builder
+            .with_ansi(ansi(config.color))
+            .with_target(false)
+            .try_init(),
+    };
+    started.map_err(|error| {
+        Failure::new(Exit::Failure, "logging cannot be started").because(error.as_ref())
+    })
+}
+
+fn filter(config: &Config) -> Result<EnvFilter, Failure> {
+    EnvFilter::try_new(&config.log).map_err(|error| {
+        let what = format!("{}: {:?} is no filter for log lines", config.origin("log"), config.log);
+        Failure::new(Exit::Usage, what)
+            .because(&error)
+            .hint("write a level (error, warn, info, debug, trace) or levels by part: warn,narfs::substituter=debug")
+    })
+}
+
+fn ansi(color: Color) -> bool {
+    match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => {
+            io::stderr().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Flags, load};
+
+    fn config(log: &str) -> Config {
+        let environment = Environment {
+            root: true,
+            directory: "/".into(),
+            system_file: "/dev/null".into(),
+            ..Default::default()
+        };
+        load(
+            &environment,
+            &Flags {
+                config: None,
+                settings: vec![("log", vec![log.into()])],
+            },
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_wrong_filter_is_a_usage_error_that_says_where_it_is_from() {
+        assert!(filter(&config("warn,narfs::substituter=debug")).is_ok());
+        let failure = filter(&config("narfs=loud")).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(
+            failure.what.starts_with("--log: \"narfs=loud\""),
+            "{failure}"
+        );
+    }
+}

@@ -1,0 +1,202 @@
+//! The types of settings that have a few values with names.
+
+use std::fmt;
+
+use super::{
+    Secrets, units,
+    value::{BadValue, Context, Kind, MAX_COUNT, Value},
+};
+
+/// An enum of named values that is a setting.
+macro_rules! choice {
+    ($(#[doc = $doc:literal])+ $name:ident { $($(#[doc = $variant_doc:literal])+ $variant:ident = $text:literal,)+ }) => {
+        $(#[doc = $doc])+
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[doc = $variant_doc])+ $variant,)+ }
+
+        impl $name {
+            /// The names of its values, as they are written.
+            pub const NAMES: &[&str] = &[$($text),+];
+
+            /// Its name, as it is written.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl Value for $name {
+            const KIND: Kind = Kind::Choice(Self::NAMES);
+
+            fn from_text(text: &str, _: Context<'_>) -> Result<Self, BadValue> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    _ => Err(BadValue::new(format!("{text:?} is none of {}", Self::NAMES.join(", ")))),
+                }
+            }
+
+            fn to_toml(&self, _: Secrets) -> toml::Value {
+                self.as_str().into()
+            }
+        }
+    };
+}
+
+choice! {
+    /// When a reader gets bytes whose NAR was not hashed yet.
+    Verify {
+        /// As they arrive, under a narinfo with a trusted signature; the hash is checked when the
+        /// NAR is complete.
+        Stream = "stream",
+        /// Never: only when the whole NAR was fetched and has the hash that was signed.
+        BeforeRead = "before-read",
+    }
+}
+
+choice! {
+    /// How the kernel opens files.
+    OpenMode {
+        /// Without asking narfs: cheap opens, pages in the page cache.
+        NoOpen = "no-open",
+    }
+}
+
+choice! {
+    /// How log lines look.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+choice! {
+    /// Whether output has colours.
+    Color {
+        /// On a terminal, unless `NO_COLOR` is set or `TERM` is `dumb`.
+        Auto = "auto",
+        /// Always.
+        Always = "always",
+        /// Never.
+        Never = "never",
+    }
+}
+
+choice! {
+    /// Whether other users than the one who mounts may read the mount.
+    AllowOther {
+        /// Yes for root, and where `/etc/fuse.conf` has `user_allow_other`.
+        Auto = "auto",
+        /// Yes; mounting fails where that is not allowed.
+        Yes = "true",
+        /// No.
+        No = "false",
+    }
+}
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl Value for ByteSize {
+    const KIND: Kind = Kind::Size;
+
+    fn from_text(text: &str, _: Context<'_>) -> Result<Self, BadValue> {
+        units::parse_size(text).map(Self).ok_or_else(|| {
+            BadValue::new(format!(
+                "{text:?} is no size: write \"10GiB\", \"500MB\", \"64K\" or a number of bytes"
+            ))
+        })
+    }
+
+    fn to_toml(&self, _: Secrets) -> toml::Value {
+        units::format_size(self.0).into()
+    }
+}
+
+/// The most that is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quota {
+    /// As much as fits on the disk.
+    Unlimited,
+    /// This many bytes of disk.
+    Bytes(u64),
+}
+
+impl Quota {
+    /// The limit in bytes, if there is one.
+    pub fn bytes(self) -> Option<u64> {
+        match self {
+            Self::Unlimited => None,
+            Self::Bytes(bytes) => Some(bytes),
+        }
+    }
+}
+
+impl Value for Quota {
+    const KIND: Kind = Kind::Quota;
+
+    fn from_text(text: &str, context: Context<'_>) -> Result<Self, BadValue> {
+        match text {
+            "none" => Ok(Self::Unlimited),
+            text => ByteSize::from_text(text, context).map(|size| Self::Bytes(size.0)),
+        }
+    }
+
+    fn to_toml(&self, secrets: Secrets) -> toml::Value {
+        self.bytes()
+            .map_or_else(|| "none".into(), |bytes| ByteSize(bytes).to_toml(secrets))
+    }
+}
+
+/// A number of threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// As many as there are processors, up to [`Threads::MOST`].
+    Auto,
+    /// This many.
+    Exactly(u32),
+}
+
+impl Threads {
+    /// The threads only hand requests on: more of them wait for the same descriptor.
+    pub const MOST: u32 = 8;
+
+    /// The number, at least 1.
+    pub fn count(self) -> u32 {
+        match self {
+            Self::Exactly(count) => count,
+            Self::Auto => {
+                let processors = std::thread::available_parallelism().map_or(1, usize::from);
+                u32::try_from(processors).map_or(Self::MOST, |n| n.min(Self::MOST))
+            }
+        }
+    }
+}
+
+impl Value for Threads {
+    const KIND: Kind = Kind::Threads;
+
+    fn from_text(text: &str, _: Context<'_>) -> Result<Self, BadValue> {
+        match (text, text.parse()) {
+            ("auto", _) => Ok(Self::Auto),
+            (_, Ok(count @ 1..=MAX_COUNT)) => Ok(Self::Exactly(count)),
+            _ => Err(BadValue::new(format!(
+                "{text:?} is neither auto nor a number from 1 to {MAX_COUNT}"
+            ))),
+        }
+    }
+
+    fn to_toml(&self, _: Secrets) -> toml::Value {
+        match self {
+            Self::Auto => "auto".into(),
+            Self::Exactly(count) => i64::from(*count).into(),
+        }
+    }
+}
