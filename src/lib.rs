@@ -16,10 +16,11 @@
 //!
 //! Arrows point from a lower line of this list to the ones above it only.
 
-pub mod codec;
-pub mod content;
 pub mod cli;
+pub mod codec;
 pub mod config;
+pub mod content;
 pub mod nix;
-pub mod tree;
+pub mod store;
 pub mod substituter;
+pub mod tree;

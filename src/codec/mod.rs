@@ -17,6 +17,7 @@
 //! the promised number of bytes, and `Ok(0)` comes only when the packed data was complete.
 //! Bytes of formats without a check may be wrong: the NAR's hash is what counts.
 
+mod hints;
 mod blocks;
 mod brotli;
 mod bzip2;
@@ -36,6 +37,7 @@ mod zstd_table;
 
 use std::io::Read;
 
+pub use self::hints::hints_at_blocks;
 pub use self::{
     blocks::{Block, BlockTable, FIRST_TAIL, Probe, probe},
     error::CodecError,

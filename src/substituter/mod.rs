@@ -51,7 +51,7 @@ pub use self::{
     body::NarBody,
     counters::Counters,
     error::{FetchError, FetchFailure, SubstituterError},
-    retry::RetryPolicy,
+    retry::{RetryPolicy, jitter},
     secret::Secret,
     transport::{HttpOptions, Transport},
 };
@@ -274,6 +274,12 @@ impl Substituter {
             accept_encoding: AS_IT_IS,
         };
         self.open_nar(url, &ask, deadline).await
+    }
+
+    /// The error for a file that ended too early although its server says it was whole.
+    pub fn cut_off(&self, url: &str, got: u64, wanted: u64) -> FetchError {
+        let detail = format!("{wanted} bytes were asked for");
+        self.fail(FetchFailure::Truncated { got, detail }, url)
     }
 
     /// The size of a NAR's file and its last `n` bytes (or all of them, if it has fewer).

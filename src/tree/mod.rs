@@ -22,6 +22,7 @@ mod layout;
 mod listing;
 mod map;
 mod nar_index;
+mod skeleton;
 mod to_listing;
 mod validate;
 mod walk;
@@ -34,6 +35,7 @@ pub use image::{EntryIndex, Node, Tree, TreeError};
 pub use limits::Refusal;
 pub use listing::{ListingError, compile_listing};
 pub use nar_index::{NarError, NarIndexer};
+pub use skeleton::{Mismatch, SkeletonCheck};
 pub use to_listing::to_listing;
 pub use validate::Damage;
 

@@ -14,6 +14,8 @@ pub(super) const FACTS: TableDefinition<&[u8; 20], &[u8]> = TableDefinition::new
 pub struct PathFacts {
     /// When the path was first seen.
     pub first_seen: Option<u64>,
+    /// When bytes of it last arrived from a cache.
+    pub last_fetched: Option<u64>,
     /// The substituter its bytes came from, by the name that is safe to show.
     pub fetched_from: Option<String>,
     /// The last error, until the path recovers.

@@ -1,0 +1,326 @@
+//! Admission: a store path becomes known, with a trusted narinfo, a compiled tree and a slot.
+//!
+//! One admission of a path runs at a time, whoever asks; it runs as a task of its own, so that
+//! one who stops waiting does not stop it. The first *touch* of a path admits its whole closure
+//! in the background, breadth first: a loader would otherwise pay the round trips for each of
+//! its libraries one after the other.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared},
+    stream::FuturesUnordered,
+};
+
+use super::{
+    Core, Lane, Path, Slot, Store, StoreError,
+    fetch::{Source, Want},
+    narinfo::Offer,
+    path::{Health, LastError},
+    unix_now,
+};
+use crate::{
+    content::PathFacts,
+    nix::{NarInfo, StorePath, StorePathHash},
+    substituter::Substituter,
+    tree::{self, Tree},
+};
+
+/// Listings above this are compiled on a thread of their own, in bytes: a millisecond's work.
+const COMPILE_ELSEWHERE: usize = 64 * 1024;
+
+type Outcome = Result<Arc<Path>, Arc<StoreError>>;
+
+/// Admissions under way.
+#[derive(Default)]
+pub(super) struct Admissions(Mutex<HashMap<StorePathHash, Shared<BoxFuture<'static, Outcome>>>>);
+
+/// What came of admitting a closure.
+#[derive(Debug, Default)]
+pub struct ClosureReport {
+    /// Paths admitted, in breadth-first order.
+    pub admitted: Vec<StorePath>,
+    /// Paths that could not be, with the reason.
+    pub failed: Vec<(StorePath, String)>,
+}
+
+impl Store {
+    /// The path, if it is known and loaded.
+    pub fn known(&self, path: &StorePath) -> Option<Arc<Path>> {
+        self.0.loaded(&path.hash()).filter(|p| p.store_path == *path)
+    }
+
+    /// The path, admitted if it was not; waits as long as a lookup does.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] when no cache has it, else what went wrong.
+    pub async fn admit(&self, path: &StorePath) -> Result<Arc<Path>, StoreError> {
+        self.0.admit_in_time(path).await
+    }
+
+    /// Admits paths and everything they refer to.
+    pub async fn admit_closure(&self, roots: &[StorePath], lane: Lane) -> ClosureReport {
+        self.0.admit_closure(roots, lane).await
+    }
+}
+
+impl Core {
+    /// Admits a path, within the time that a lookup may take.
+    pub(super) async fn admit_in_time(self: &Arc<Self>, path: &StorePath) -> Result<Arc<Path>, StoreError> {
+        let waited = self.settings.lookup_timeout;
+        let admission = self.admission(path, Lane::Demand, None);
+        match tokio::time::timeout(waited, admission.clone()).await {
+            Ok(outcome) => Ok(outcome?),
+            // Somebody has to stream the NAR to know what is in it: that may take longer.
+            Err(_) if self.is_indexing(path) => {
+                let longer = self.settings.index_timeout.saturating_sub(waited);
+                match tokio::time::timeout(longer, admission).await {
+                    Ok(outcome) => Ok(outcome?),
+                    Err(_) => Err(timed_out(path, "its NAR to be indexed", waited + longer)),
+                }
+            }
+            Err(_) => Err(timed_out(path, "its narinfo and listing", waited)),
+        }
+    }
+
+    /// Joins the admission of a path, or starts it.
+    fn admission(
+        self: &Arc<Self>,
+        path: &StorePath,
+        lane: Lane,
+        likely: Option<Substituter>,
+    ) -> Shared<BoxFuture<'static, Outcome>> {
+        let mut running = self.admissions.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(admission) = running.get(&path.hash()) {
+            return admission.clone();
+        }
+        let (core, owned) = (self.clone(), path.clone());
+        let task = self.runtime.spawn(async move {
+            let outcome = core.run_admission(&owned, lane, likely).await;
+            let mut running = core.admissions.0.lock().unwrap_or_else(PoisonError::into_inner);
+            running.remove(&owned.hash());
+            outcome
+        });
+        let admission = task.map(|j| j.unwrap_or_else(|_| Err(Arc::new(StoreError::Stopping)))).boxed().shared();
+        running.insert(path.hash(), admission.clone());
+        admission
+    }
+
+    async fn run_admission(
+        self: &Arc<Self>,
+        path: &StorePath,
+        lane: Lane,
+        likely: Option<Substituter>,
+    ) -> Outcome {
+        if let Some(known) = self.loaded(&path.hash()) {
+            return match known.store_path == *path {
+                true => Ok(known),
+                false => Err(Arc::new(StoreError::NoEntry)),
+            };
+        }
+        let outcome = self.admit_now(path, lane, likely).await;
+        match &outcome {
+            Ok(_) => self.counters.admitted.add(1),
+            Err(error) if error.is_absence() => {}
+            Err(error) => {
+                self.counters.admission_failures.add(1);
+                tracing::warn!(%path, %error, "not admitted");
+            }
+        }
+        outcome.map_err(Arc::new)
+    }
+
+    async fn admit_now(
+        self: &Arc<Self>,
+        path: &StorePath,
+        lane: Lane,
+        likely: Option<Substituter>,
+    ) -> Result<Arc<Path>, StoreError> {
+        if let Some(offer) = self.known_offer(path)? {
+            let tree = self.load_tree(&offer.narinfo.nar_hash)?;
+            let tree = match tree {
+                Some(tree) => tree,
+                None => self.fetch_tree(path, &offer, None, lane).await?,
+            };
+            return self.take_in(path, &offer, tree).await;
+        }
+        // A referrer came from this cache: it most likely has this path too, so the listing is
+        // asked for without waiting for the narinfo.
+        let early = async {
+            match &likely {
+                Some(substituter) => Some((substituter.name(), self.listing_text(substituter, path, lane).await)),
+                None => None,
+            }
+        };
+        let (offer, early) = tokio::join!(self.find_offer(path, lane), early);
+        let offer = offer?;
+        let early = early.filter(|(name, _)| *name == offer.substituter.name()).map(|(_, listing)| listing);
+        let tree = match self.load_tree(&offer.narinfo.nar_hash)? {
+            Some(tree) => tree,
+            None => self.fetch_tree(path, &offer, early, lane).await?,
+        };
+        self.take_in(path, &offer, tree).await
+    }
+
+    /// The tree of a path that has none yet: from its listing, else from its NAR.
+    async fn fetch_tree(
+        self: &Arc<Self>,
+        path: &StorePath,
+        offer: &Offer,
+        early: Option<Result<Option<Vec<u8>>, StoreError>>,
+        lane: Lane,
+    ) -> Result<Tree, StoreError> {
+        let listing = match early {
+            Some(Ok(listing)) => listing,
+            Some(Err(_)) | None => self.listing_text(&offer.substituter, path, lane).await?,
+        };
+        if let Some(json) = listing {
+            match compile(json, &offer.narinfo).await {
+                Ok(image) => return self.keep_tree(&offer.narinfo.nar_hash, &image),
+                Err(error) => {
+                    let substituter = offer.substituter.name();
+                    tracing::warn!(%path, %substituter, %error, "unusable listing; the NAR is indexed instead");
+                }
+            }
+        }
+        self.index_nar(path, offer, lane).await
+    }
+
+    /// Streams the whole NAR to learn what is in it.
+    async fn index_nar(
+        self: &Arc<Self>,
+        path: &StorePath,
+        offer: &Offer,
+        lane: Lane,
+    ) -> Result<Tree, StoreError> {
+        let (hash, size) = (offer.narinfo.nar_hash, offer.narinfo.nar_size);
+        let nar = self.nar(path, hash, size, Arc::new(Source::of(offer)), None)?;
+        self.ensure(&nar, Want::Indexed, lane).await?;
+        if let Some(tree) = self.load_tree(&hash)? {
+            return Ok(tree);
+        }
+        match nar.tree() {
+            Some(tree) => Ok(Tree::from_image(tree.image().to_vec())?),
+            None => Err(StoreError::Stopping),
+        }
+    }
+
+    fn is_indexing(&self, path: &StorePath) -> bool {
+        let nars = self.nars.lock().unwrap_or_else(PoisonError::into_inner);
+        nars.values().filter_map(std::sync::Weak::upgrade).any(|n| n.path == *path && n.is_fetching())
+    }
+
+    /// Gives the path its slot and its place in the table.
+    async fn take_in(&self, path: &StorePath, offer: &Offer, tree: Tree) -> Result<Arc<Path>, StoreError> {
+        let db = self.content.db();
+        let (slot, known) = match self.paths.slot(&path.hash()) {
+            Some((slot, entry)) if entry.store_path == *path => (slot, true),
+            _ => {
+                let slots = db.allocate_slots(std::slice::from_ref(path)).await?;
+                (Slot(slots.first().copied().ok_or(StoreError::Stopping)?), false)
+            }
+        };
+        let now = unix_now();
+        let facts = if known { db.facts(&path.hash())? } else { PathFacts::default() };
+        if !known {
+            let facts = PathFacts { first_seen: Some(now), ..PathFacts::default() };
+            // Not awaited: lost in a crash, it is written again.
+            drop(db.put_facts(vec![(path.hash(), facts)]));
+        }
+        let narinfo = &offer.narinfo;
+        let admitted = Arc::new(Path {
+            slot,
+            store_path: path.clone(),
+            nar_hash: narinfo.nar_hash,
+            nar_size: narinfo.nar_size,
+            references: narinfo.references.clone().into(),
+            tree: Arc::new(tree),
+            source: Arc::new(Source::of(offer)),
+            nar: OnceLock::new(),
+            touched: false.into(),
+            health: Mutex::new(Health {
+                failing: false,
+                last: facts.last_error.map(|e| LastError { message: e.text, at: e.at, substituter: None }),
+            }),
+            first_seen: facts.first_seen.unwrap_or(now),
+        });
+        self.paths.insert(admitted.clone());
+        Ok(admitted)
+    }
+
+    /// The first touch of a path admits its closure in the background.
+    pub(super) fn touch(self: &Arc<Self>, path: &Arc<Path>) {
+        if !path.touch() || path.references.iter().all(|r| *r == path.store_path) {
+            return;
+        }
+        let (core, path) = (self.clone(), path.clone());
+        self.runtime.spawn(async move {
+            let report = core.admit_closure(std::slice::from_ref(&path.store_path), Lane::ReadAhead).await;
+            tracing::debug!(
+                path = %path.store_path,
+                admitted = report.admitted.len(),
+                failed = report.failed.len(),
+                "closure admitted"
+            );
+        });
+    }
+
+    pub(super) async fn admit_closure(self: &Arc<Self>, roots: &[StorePath], lane: Lane) -> ClosureReport {
+        let mut report = ClosureReport::default();
+        let mut seen: HashSet<StorePathHash> = HashSet::new();
+        let mut running = FuturesUnordered::new();
+        let start = |path: &StorePath, likely: Option<Substituter>| {
+            let (core, path) = (self.clone(), path.clone());
+            async move {
+                let outcome = match core.loaded(&path.hash()) {
+                    Some(known) if known.store_path == path => Ok(known),
+                    _ => core.admission(&path, lane, likely).await,
+                };
+                (path, outcome)
+            }
+        };
+        for root in roots {
+            if seen.insert(root.hash()) {
+                running.push(start(root, None));
+            }
+        }
+        while let Some((path, outcome)) = running.next().await {
+            match outcome {
+                Ok(admitted) => {
+                    // Its references are looked after here; no need to do it again for each.
+                    admitted.touch();
+                    for reference in &admitted.references {
+                        if seen.insert(reference.hash()) {
+                            running.push(start(reference, Some(admitted.source.substituter.clone())));
+                        }
+                    }
+                    report.admitted.push(path);
+                }
+                Err(error) => report.failed.push((path, error.to_string())),
+            }
+        }
+        report
+    }
+}
+
+fn timed_out(path: &StorePath, what: &'static str, waited: Duration) -> StoreError {
+    StoreError::TimedOut { path: path.clone(), what, waited }
+}
+
+/// Compiles a listing, off the runtime's threads if it is large.
+async fn compile(json: Vec<u8>, narinfo: &NarInfo) -> Result<Vec<u8>, StoreError> {
+    let (hash, size) = (narinfo.nar_hash, narinfo.nar_size);
+    let listing_error = |source| StoreError::Listing { path: narinfo.store_path.clone(), source };
+    if json.len() <= COMPILE_ELSEWHERE {
+        return tree::compile_listing(&json, hash, size).map_err(listing_error);
+    }
+    match tokio::task::spawn_blocking(move || tree::compile_listing(&json, hash, size)).await {
+        Ok(image) => image.map_err(listing_error),
+        Err(_) => Err(StoreError::Stopping),
+    }
+}

@@ -1,0 +1,63 @@
+//! What the store did, counted: the performance gate of the tests, and the status.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// One number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts `n` more.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// What was counted since the process started.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Everything that is counted, since the process started.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+
+        impl Counters {
+            /// Names and values, in a fixed order.
+            pub fn all(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.get()),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Names looked up by the kernel.
+    lookups,
+    /// Attributes asked for by the kernel.
+    getattrs,
+    /// Directories listed (calls of `readdir` and `readdirplus`).
+    readdirs,
+    /// Link targets read.
+    readlinks,
+    /// Reads by the kernel.
+    reads,
+    /// Reads that had to wait for a fetch.
+    read_misses,
+    /// Bytes handed to readers.
+    read_bytes,
+    /// Compressed bytes of NARs that came from caches.
+    fetched,
+    /// Store paths admitted: narinfo trusted, tree compiled.
+    admitted,
+    /// Store paths whose admission failed.
+    admission_failures,
+    /// NARs dropped because they were not what their narinfo promised.
+    quarantined,
+    /// NARs whose whole hash was checked.
+    verified,
+}

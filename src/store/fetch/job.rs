@@ -1,0 +1,206 @@
+//! The job of one NAR: which source is streamed, and what follows when it fails.
+//!
+//! One job runs for a NAR at a time. It ends when nobody waits and the NAR is verified, or when
+//! every source failed; then all waiters get the error, nothing is remembered but what the
+//! status shows, and the next reader starts a new job.
+
+use std::sync::Arc;
+
+use super::{Access, Check, Nar, Source, pass::End, pass::PassError};
+use crate::store::{Core, Event, Lane, StoreError};
+
+impl Core {
+    /// Starts the NAR's job unless it runs.
+    pub(super) fn start_job(self: &Arc<Self>, nar: &Arc<Nar>) {
+        {
+            let mut state = nar.state();
+            if state.job_runs {
+                return;
+            }
+            state.job_runs = true;
+        }
+        let (core, nar) = (self.clone(), nar.clone());
+        self.runtime.spawn(async move {
+            loop {
+                core.run_job(&nar).await;
+                let mut state = nar.state();
+                if state.waiters.is_empty() {
+                    state.job_runs = false;
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn run_job(self: &Arc<Self>, nar: &Arc<Nar>) {
+        match self.try_sources(nar).await {
+            Ok(Done::Verified) => nar.answer_satisfied(),
+            Ok(Done::NobodyWaits) => {}
+            Ok(Done::RandomAccess) => {
+                // Dropping the answers tells the readers to ask for pieces.
+                nar.release_readers();
+                if nar.state().complete_in.is_some() || !nar.state().waiters.is_empty() {
+                    self.complete_by_pieces(nar).await;
+                }
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                nar.state().complete_in = None;
+                self.note_failure(&nar.path, &error);
+                nar.answer_error(&error);
+            }
+        }
+    }
+
+    async fn try_sources(self: &Arc<Self>, nar: &Arc<Nar>) -> Result<Done, StoreError> {
+        let mut last = None;
+        loop {
+            let sources = nar.sources.usable();
+            let mut failed = 0;
+            for source in &sources {
+                // With another cache at hand, one that fails is left at once.
+                let patience = if sources.len() > failed + 1 { 1 } else { self.tries };
+                match self.one_source(nar, source, patience).await {
+                    Ok(done) => return Ok(done),
+                    Err(SourceFailed::Try(error)) => last = Some(error),
+                    Err(SourceFailed::Stop(error)) => return Err(error),
+                }
+                failed += 1;
+            }
+            if nar.sources.ask_others() && self.find_sources(nar).await {
+                continue;
+            }
+            return Err(last.unwrap_or_else(|| quarantine_error(nar)));
+        }
+    }
+
+    /// Streams from one source until the NAR is verified or the source is given up.
+    async fn one_source(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        source: &Arc<Source>,
+        patience: u32,
+    ) -> Result<Done, SourceFailed> {
+        loop {
+            if nar.file.verified() {
+                return Ok(Done::Verified);
+            }
+            if !matches!(nar.access(), Access::Stream) {
+                return Ok(Done::RandomAccess);
+            }
+            let substituter = source.substituter.name();
+            match self.pass(nar, source, patience).await {
+                Ok(End::Verified) => {
+                    nar.sources.prefer(source);
+                    self.note_success(nar, substituter);
+                    return Ok(Done::Verified);
+                }
+                Ok(End::RandomAccess) => return Ok(Done::RandomAccess),
+                Ok(End::Unkept) if nar.state().waiters.is_empty() => return Ok(Done::NobodyWaits),
+                Ok(End::Unkept) => {}
+                Err(PassError::TreeWrong(reason)) => drop(self.distrust_tree(nar, substituter, reason)),
+                Err(PassError::Damaged(reason)) => {
+                    let error = StoreError::Damaged {
+                        path: nar.path.clone(),
+                        substituter: substituter.to_owned(),
+                        reason,
+                    };
+                    self.quarantine(nar, source, &error);
+                    return Err(SourceFailed::Try(error));
+                }
+                Err(PassError::OldContentWrong) => {
+                    tracing::error!(path = %nar.path, "content kept earlier is damaged; dropped and fetched again");
+                    nar.file.discard().map_err(|e| SourceFailed::Stop(e.into()))?;
+                    self.emit(Event::ContentDropped(nar.hash));
+                }
+                Err(PassError::Fetch(error)) => {
+                    return Err(SourceFailed::Try(StoreError::Fetch {
+                        path: nar.path.clone(),
+                        source: Arc::new(error),
+                    }));
+                }
+                Err(PassError::Local(error)) => return Err(SourceFailed::Stop(error)),
+            }
+        }
+    }
+
+    /// The tree came from a listing that the NAR contradicts: from now on the NAR is indexed.
+    fn distrust_tree(&self, nar: &Nar, substituter: &str, reason: String) -> Arc<StoreError> {
+        let path = nar.path.clone();
+        let error = Arc::new(StoreError::ListingLies { path, substituter: substituter.to_owned(), reason });
+        self.note_failure(&nar.path, &error);
+        nar.set_check(Check::Index);
+        nar.set_access(Access::Stream);
+        // Offsets out of that listing mean nothing: who waits for them gets the error.
+        nar.answer_readers(|_| Err(error.clone()));
+        error
+    }
+
+    /// As found by a reader of a piece; starts the stream that finds out.
+    pub(crate) fn listing_lied(self: &Arc<Self>, nar: &Arc<Nar>, reason: String) -> StoreError {
+        let source = nar.sources.first();
+        let name = source.as_ref().map_or("", |s| s.substituter.name());
+        let error = self.distrust_tree(nar, name, reason);
+        self.complete(nar, Lane::ReadAhead);
+        error.into()
+    }
+
+    /// Drops what a cache sent, tells the front ends, and does not ask it again for a while.
+    pub(super) fn quarantine(&self, nar: &Nar, source: &Source, error: &StoreError) {
+        let reason = match error {
+            StoreError::Damaged { reason, .. } => reason.clone(),
+            other => other.to_string(),
+        };
+        source.quarantine(&reason);
+        if let Err(error) = nar.file.discard() {
+            tracing::error!(path = %nar.path, %error, "damaged content could not be dropped");
+        }
+        self.counters.quarantined.add(1);
+        tracing::error!(path = %nar.path, substituter = source.substituter.name(), %reason, "quarantined");
+        self.note_failure(&nar.path, error);
+        self.emit(Event::ContentDropped(nar.hash));
+    }
+
+    /// Asks the caches that were not asked yet whether they have the NAR; true if one does.
+    async fn find_sources(self: &Arc<Self>, nar: &Arc<Nar>) -> bool {
+        let mut found = false;
+        for substituter in &self.substituters {
+            if nar.sources.has(substituter) {
+                continue;
+            }
+            match self.narinfo_from(substituter, &nar.path).await {
+                Ok(Some(narinfo)) if narinfo.nar_hash == nar.hash && narinfo.nar_size == nar.size => {
+                    nar.sources.add(Arc::new(Source::new(substituter.clone(), &narinfo)));
+                    found = true;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(path = %nar.path, %error, "asked for another source");
+                    nar.sources.ask_others_again();
+                }
+            }
+        }
+        found
+    }
+}
+
+enum Done {
+    Verified,
+    RandomAccess,
+    NobodyWaits,
+}
+
+enum SourceFailed {
+    /// Another source may do.
+    Try(StoreError),
+    /// No source can help: the fault is here.
+    Stop(StoreError),
+}
+
+fn quarantine_error(nar: &Nar) -> StoreError {
+    let (substituter, reason) = nar
+        .sources
+        .quarantine_reason()
+        .unwrap_or_else(|| ("no cache".into(), "no source is known".into()));
+    StoreError::Damaged { path: nar.path.clone(), substituter, reason }
+}

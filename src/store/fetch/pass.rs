@@ -1,0 +1,279 @@
+//! One pass: a source's file streamed from the front (or a checkpoint) to its end.
+
+use std::sync::Arc;
+
+use super::{Access, Check, Nar, Source, decode, retry::wait_after};
+use crate::{
+    codec::{self, Checkpoint, Probe},
+    nix::Compression,
+    store::{Core, StoreError, lanes::Transfer, settings::Verify},
+    substituter::{Deadline, FetchError, NarBody},
+};
+
+/// NARs below this are streamed even if they could be reached at random: their whole stream
+/// costs about what finding the block table does. In bytes.
+const RANDOM_ACCESS_FROM: u64 = 1024 * 1024;
+
+/// How a pass ended well.
+pub(super) enum End {
+    /// The hash is right; everything is on disk.
+    Verified,
+    /// The hash is right, but not everything could be kept.
+    Unkept,
+    /// The file has a block table: readers can be served piece by piece.
+    RandomAccess,
+}
+
+/// How a pass failed.
+pub(super) enum PassError {
+    /// The network or the cache failed.
+    Fetch(FetchError),
+    /// The bytes are not those of the narinfo.
+    Damaged(String),
+    /// The NAR is not laid out as its listing says.
+    TreeWrong(String),
+    /// What came is right; what was on disk before, from another source, is not.
+    OldContentWrong,
+    /// The fault is on this machine.
+    Local(StoreError),
+}
+
+impl Core {
+    pub(super) async fn pass(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        source: &Arc<Source>,
+        patience: u32,
+    ) -> Result<End, PassError> {
+        let check = nar.check();
+        let at = starting_point(nar, source, &check);
+        let indexing = check.tree().is_none();
+        let (feed, packed) = decode::channel();
+        let decoding = tokio::task::spawn_blocking({
+            let (nar, source) = (nar.clone(), source.clone());
+            move || decode::run(&nar, &source, packed, at, check)
+        });
+        let downloaded = self.download(nar, source, at.packed, feed, patience).await;
+        let decoded = decoding.await.unwrap_or(Err(decode::DecodeError::Died));
+        if let Ok(Downloaded::RandomAccess) = downloaded {
+            return Ok(End::RandomAccess);
+        }
+        match (downloaded, decoded) {
+            (_, Ok(decoded)) => self.judge(nar, decoded, indexing).await,
+            (_, Err(decode::DecodeError::Content(e))) => Err(PassError::Local(e.into())),
+            (_, Err(e @ decode::DecodeError::Died)) => {
+                tracing::error!(path = %nar.path, error = %e, "bug");
+                Err(PassError::Local(StoreError::Stopping))
+            }
+            (_, Err(decode::DecodeError::TreeWrong(reason))) => Err(PassError::TreeWrong(reason)),
+            // A cut-off is the download's fault, and so is what a decoder makes of half a file.
+            (Err(e), _) => Err(PassError::Fetch(e)),
+            (Ok(_), Err(e)) => Err(PassError::Damaged(e.to_string())),
+        }
+    }
+
+    /// A whole NAR came: is it the one that was promised?
+    async fn judge(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        decoded: decode::Decoded,
+        indexing: bool,
+    ) -> Result<End, PassError> {
+        let hash = match decoded.hash {
+            Some(hash) => hash,
+            None if !decoded.kept => return Ok(End::Unkept),
+            None => self.hash_on_disk(nar).await.map_err(PassError::Local)?,
+        };
+        if hash != nar.hash {
+            return Err(PassError::Damaged(format!("its hash is {hash}, the narinfo says {}", nar.hash)));
+        }
+        if decoded.mixed && decoded.kept && self.hash_on_disk(nar).await.map_err(PassError::Local)? != nar.hash {
+            return Err(PassError::OldContentWrong);
+        }
+        if let Some(image) = decoded.index.filter(|_| indexing) {
+            self.adopt_index(nar, &image).await.map_err(PassError::Local)?;
+        }
+        if !decoded.kept {
+            return Ok(End::Unkept);
+        }
+        nar.file.mark_verified().map_err(|e| PassError::Local(e.into()))?;
+        Ok(End::Verified)
+    }
+
+    pub(super) async fn hash_on_disk(&self, nar: &Arc<Nar>) -> Result<crate::nix::NarHash, StoreError> {
+        let file = nar.file.clone();
+        match tokio::task::spawn_blocking(move || file.hash_now()).await {
+            Ok(hash) => Ok(hash?),
+            Err(_) => Err(StoreError::Stopping),
+        }
+    }
+
+    /// Feeds the decoder from the network, in its lane, over as many connections as it takes.
+    async fn download(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        source: &Arc<Source>,
+        from: u64,
+        feed: decode::Feed,
+        patience: u32,
+    ) -> Result<Downloaded, FetchError> {
+        let mut transfer = self.lanes.enter(nar.lane());
+        let mut offset = from;
+        let mut validator: Option<String> = None;
+        let mut failures = 0;
+        let mut probe = Probing::NotYet;
+        loop {
+            my_turn(nar, &mut transfer).await;
+            let opened = source.open_from(offset, validator.as_deref(), self.open_deadline()).await;
+            let error = match opened {
+                Err(error) => error,
+                Ok(mut body) => {
+                    validator = body.validator.take().or(validator);
+                    let mut skip = offset.saturating_sub(body.start);
+                    loop {
+                        my_turn(nar, &mut transfer).await;
+                        match next_chunk(nar, &mut transfer, &mut body).await {
+                            Err(error) => break error,
+                            Ok(None) => {
+                                transfer.set_flows(false);
+                                feed.end().await;
+                                return Ok(Downloaded::All);
+                            }
+                            Ok(Some(mut chunk)) => {
+                                transfer.set_flows(true);
+                                self.counters.fetched.add(chunk.len() as u64);
+                                let cut = skip.min(chunk.len() as u64);
+                                bytes::Buf::advance(&mut chunk, cut as usize);
+                                skip -= cut;
+                                if offset == 0 && probe.is_due(nar, source, &chunk, self.settings.verify) {
+                                    probe = Probing::Runs(self.clone().probe(nar.clone(), source.clone()));
+                                }
+                                offset += chunk.len() as u64;
+                                failures = 0;
+                                if !chunk.is_empty() && !feed.chunk(chunk).await {
+                                    return Ok(Downloaded::All);
+                                }
+                            }
+                        }
+                        if probe.found(nar) {
+                            return Ok(Downloaded::RandomAccess);
+                        }
+                    }
+                }
+            };
+            transfer.set_flows(false);
+            failures += 1;
+            let Some(wait) = wait_after(&error, failures, patience) else { return Err(error) };
+            tracing::info!(path = %nar.path, substituter = source.substituter.name(), %error, offset, "resuming");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// When a request for a NAR must have been answered: a reader that waits gives up then.
+    pub(super) fn open_deadline(&self) -> Deadline {
+        Deadline::after(self.settings.read_timeout)
+    }
+
+    /// Reads the file's tail for a block table, beside the stream.
+    fn probe(self: Arc<Self>, nar: Arc<Nar>, source: Arc<Source>) -> tokio::task::JoinHandle<()> {
+        let runtime = self.runtime.clone();
+        runtime.spawn(async move {
+            let mut tail = PROBE_TAIL;
+            loop {
+                let (size, bytes) = match source.substituter.nar_tail(&source.url, tail, self.open_deadline()).await {
+                    Ok(found) => found,
+                    Err(error) => {
+                        tracing::debug!(path = %nar.path, %error, "no tail, no random access");
+                        return;
+                    }
+                };
+                match codec::probe(source.compression, size, &bytes) {
+                    Ok(Probe::Need { tail: more }) if more > tail => tail = more,
+                    Ok(Probe::Table(table)) if table.nar_size() == nar.size && table.blocks().len() > 1 => {
+                        nar.set_access(Access::Blocks(Arc::new(table), source));
+                        nar.waiters_changed.notify_one();
+                        return;
+                    }
+                    Ok(_) => return,
+                    Err(error) => {
+                        tracing::debug!(path = %nar.path, %error, "unusable block table");
+                        return;
+                    }
+                }
+            }
+        })
+    }
+}
+
+/// First bytes of a file's end that are asked for; holds the table of a few hundred blocks.
+const PROBE_TAIL: u64 = 12 * 1024;
+
+enum Downloaded {
+    All,
+    RandomAccess,
+}
+
+enum Probing {
+    NotYet,
+    Runs(tokio::task::JoinHandle<()>),
+}
+
+impl Probing {
+    fn is_due(&self, nar: &Nar, source: &Source, head: &[u8], verify: Verify) -> bool {
+        matches!(self, Probing::NotYet)
+            && verify == Verify::Stream
+            && nar.size >= RANDOM_ACCESS_FROM
+            && nar.check().tree().is_some()
+            && codec::hints_at_blocks(source.compression, head, nar.size)
+    }
+
+    fn found(&self, nar: &Nar) -> bool {
+        matches!(self, Probing::Runs(_)) && matches!(nar.access(), Access::Blocks(..))
+    }
+}
+
+impl Drop for Probing {
+    fn drop(&mut self) {
+        if let Probing::Runs(task) = self {
+            task.abort();
+        }
+    }
+}
+
+/// Waits for the lanes, changing over when waiters come or go.
+async fn my_turn(nar: &Nar, transfer: &mut Transfer<'_>) {
+    loop {
+        transfer.set_lane(nar.lane());
+        tokio::select! {
+            biased;
+            () = transfer.turn() => return,
+            () = nar.waiters_changed.notified() => {}
+        }
+    }
+}
+
+async fn next_chunk(
+    nar: &Nar,
+    transfer: &mut Transfer<'_>,
+    body: &mut NarBody,
+) -> Result<Option<bytes::Bytes>, FetchError> {
+    loop {
+        tokio::select! {
+            chunk = body.next() => return chunk,
+            () = nar.waiters_changed.notified() => transfer.set_lane(nar.lane()),
+        }
+    }
+}
+
+/// The best place to begin: where the first missing byte is, if decoding can start there.
+fn starting_point(nar: &Nar, source: &Source, check: &Check) -> Checkpoint {
+    if check.tree().is_none() {
+        return Checkpoint::START;
+    }
+    let first_missing = nar.file.missing(0..nar.size).first().map_or(0, |gap| gap.start);
+    match source.compression {
+        Compression::None => Checkpoint { packed: first_missing, nar: first_missing },
+        Compression::Zstd => source.checkpoint_before(first_missing),
+        _ => Checkpoint::START,
+    }
+}

@@ -1,0 +1,169 @@
+//! Where a NAR can be had: one source for each cache that has it, good ones first.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use super::Access;
+use crate::{
+    codec::Checkpoint,
+    nix::{Compression, NarInfo},
+    store::narinfo::Offer,
+    substituter::{Deadline, FetchError, NarBody, Substituter},
+};
+
+/// How long a cache that sent a damaged NAR is not asked for it again. It may be mended; and a
+/// failure must not be remembered for ever.
+const QUARANTINE: Duration = Duration::from_secs(600);
+
+/// One cache's copy of a NAR.
+pub(crate) struct Source {
+    pub substituter: Substituter,
+    pub url: String,
+    pub compression: Compression,
+    pub file_size: Option<u64>,
+    /// The cache answered a range with the whole file.
+    no_ranges: AtomicBool,
+    damaged: Mutex<Option<(Instant, String)>>,
+    /// Frame boundaries of this very file that were passed. Another cache's file of the same
+    /// NAR has others.
+    checkpoints: Mutex<Vec<Checkpoint>>,
+}
+
+impl Source {
+    /// The source that a cache's narinfo names.
+    pub fn of(offer: &Offer) -> Self {
+        Self::new(offer.substituter.clone(), &offer.narinfo)
+    }
+
+    pub fn new(substituter: Substituter, narinfo: &NarInfo) -> Self {
+        Self {
+            substituter,
+            url: narinfo.url.clone(),
+            compression: narinfo.compression,
+            file_size: narinfo.file_size,
+            no_ranges: AtomicBool::new(false),
+            damaged: Mutex::new(None),
+            checkpoints: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Its file from `offset` on.
+    pub(super) async fn open_from(
+        &self,
+        offset: u64,
+        validator: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<NarBody, FetchError> {
+        let range = (offset > 0).then_some(offset..u64::MAX);
+        self.substituter.nar(&self.url, range, validator, deadline).await
+    }
+
+    /// How to begin: a block table is only looked for once the stream hints at one.
+    pub(super) fn first_access(&self) -> Access {
+        match self.compression {
+            Compression::None if !self.no_ranges.load(Relaxed) => Access::Ranges,
+            _ => Access::Stream,
+        }
+    }
+
+    pub(super) fn set_no_ranges(&self) {
+        self.no_ranges.store(true, Relaxed);
+    }
+
+    /// It sent something wrong: not asked again for a while.
+    pub(super) fn quarantine(&self, reason: &str) {
+        *self.damaged() = Some((Instant::now(), reason.to_owned()));
+    }
+
+    /// Why it is not asked now, if so.
+    pub fn quarantined(&self) -> Option<String> {
+        let damaged = self.damaged();
+        damaged.as_ref().filter(|(when, _)| when.elapsed() < QUARANTINE).map(|(_, reason)| reason.clone())
+    }
+
+    pub(super) fn add_checkpoint(&self, point: Checkpoint) {
+        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner).push(point);
+    }
+
+    /// The last place at or before `nar`, an offset in the NAR, where decoding can start.
+    pub(super) fn checkpoint_before(&self, nar: u64) -> Checkpoint {
+        let known = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().filter(|c| c.nar <= nar).max_by_key(|c| c.nar).copied().unwrap_or(Checkpoint::START)
+    }
+
+    fn damaged(&self) -> std::sync::MutexGuard<'_, Option<(Instant, String)>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The known sources of one NAR.
+pub(crate) struct Sources {
+    list: Mutex<Vec<Arc<Source>>>,
+    asked_all: AtomicBool,
+}
+
+impl Sources {
+    pub(super) fn new(first: Arc<Source>) -> Self {
+        Self { list: Mutex::new(vec![first]), asked_all: AtomicBool::new(false) }
+    }
+
+    fn list(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Source>>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The source that is asked first.
+    pub fn first(&self) -> Option<Arc<Source>> {
+        self.list().first().cloned()
+    }
+
+    /// All that may be asked now.
+    pub(super) fn usable(&self) -> Vec<Arc<Source>> {
+        self.list().iter().filter(|s| s.quarantined().is_none()).cloned().collect()
+    }
+
+    /// Why nothing may be asked now.
+    pub(super) fn quarantine_reason(&self) -> Option<(String, String)> {
+        let list = self.list();
+        list.iter().find_map(|s| Some((s.substituter.name().to_owned(), s.quarantined()?)))
+    }
+
+    /// Whether the other caches still have to be asked for this NAR; says so once.
+    pub(super) fn ask_others(&self) -> bool {
+        !self.asked_all.swap(true, Relaxed)
+    }
+
+    /// The other caches may be asked again: the last round did not reach them all.
+    pub(super) fn ask_others_again(&self) {
+        self.asked_all.store(false, Relaxed);
+    }
+
+    /// Whether none may be asked now, because each sent something wrong.
+    pub fn all_quarantined(&self) -> bool {
+        self.list().iter().all(|s| s.quarantined().is_some())
+    }
+
+    pub(super) fn has(&self, substituter: &Substituter) -> bool {
+        self.list().iter().any(|s| s.substituter.name() == substituter.name())
+    }
+
+    /// Another cache has it too.
+    pub fn add(&self, source: Arc<Source>) {
+        if !self.has(&source.substituter) {
+            self.list().push(source);
+        }
+    }
+
+    /// Moves the source that just worked to the front.
+    pub(super) fn prefer(&self, source: &Arc<Source>) {
+        let mut list = self.list();
+        if let Some(at) = list.iter().position(|s| Arc::ptr_eq(s, source)) {
+            let good = list.remove(at);
+            list.insert(0, good);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Who may use the link now: three lanes with strict priority.
+//!
+//! A transfer is in one lane at a time and asks for its turn before every piece it takes from
+//! the network. A transfer that a reader waits for never waits here. Read-ahead waits while such
+//! a transfer *flows*, that is, has begun to bring bytes; background work waits for both. While
+//! the others only wait for their first byte the link would be idle, so the lower lanes go on.
+//!
+//! Of the background transfers only the oldest [`BACKGROUND_AT_ONCE`] run: what they have in
+//! flight stands in front of the next reader's first byte.
+//!
+//! Acts: any number of tasks. One lock, inside the watch channel, never held across an await.
+
+use std::collections::BTreeSet;
+
+use tokio::sync::watch;
+
+/// Background transfers that run side by side. Two keep a link busy over the gaps between
+/// requests; each more is a receive window's worth of bytes in front of a reader.
+const BACKGROUND_AT_ONCE: usize = 2;
+
+/// How urgent a transfer is; the greater, the more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    /// Nobody waits: completing what was begun, prefetching.
+    Background,
+    /// Likely to be asked for next by a reader that is active.
+    ReadAhead,
+    /// A reader waits.
+    Demand,
+}
+
+#[derive(Debug, Default)]
+struct Traffic {
+    next_id: u64,
+    demand_flowing: usize,
+    read_ahead_flowing: usize,
+    background: BTreeSet<u64>,
+}
+
+impl Traffic {
+    fn may_go(&self, id: u64, lane: Lane) -> bool {
+        match lane {
+            Lane::Demand => true,
+            Lane::ReadAhead => self.demand_flowing == 0,
+            Lane::Background => {
+                self.demand_flowing == 0
+                    && self.read_ahead_flowing == 0
+                    && self.background.iter().take(BACKGROUND_AT_ONCE).any(|b| *b == id)
+            }
+        }
+    }
+
+    fn flowing(&mut self, lane: Lane) -> Option<&mut usize> {
+        match lane {
+            Lane::Demand => Some(&mut self.demand_flowing),
+            Lane::ReadAhead => Some(&mut self.read_ahead_flowing),
+            Lane::Background => None,
+        }
+    }
+}
+
+/// The lanes of one store.
+#[derive(Debug)]
+pub struct Lanes {
+    traffic: watch::Sender<Traffic>,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self { traffic: watch::Sender::new(Traffic::default()) }
+    }
+}
+
+impl Lanes {
+    /// A transfer begins in `lane`.
+    pub fn enter(&self, lane: Lane) -> Transfer<'_> {
+        let mut id = 0;
+        self.traffic.send_modify(|t| {
+            id = t.next_id;
+            t.next_id += 1;
+            if lane == Lane::Background {
+                t.background.insert(id);
+            }
+        });
+        Transfer { lanes: self, id, lane, flows: false }
+    }
+
+    /// Transfers of the demand lane that bring bytes at this moment.
+    pub fn demand_flowing(&self) -> usize {
+        self.traffic.borrow().demand_flowing
+    }
+}
+
+/// One transfer's place in the lanes; leaves them when dropped.
+#[derive(Debug)]
+pub struct Transfer<'a> {
+    lanes: &'a Lanes,
+    id: u64,
+    lane: Lane,
+    flows: bool,
+}
+
+impl Transfer<'_> {
+    /// Changes the lane: a reader came, or the last one went.
+    pub fn set_lane(&mut self, lane: Lane) {
+        if lane == self.lane {
+            return;
+        }
+        let (from, id, flows) = (self.lane, self.id, self.flows);
+        self.lanes.traffic.send_modify(|t| {
+            if flows {
+                if let Some(n) = t.flowing(from) {
+                    *n -= 1;
+                }
+                if let Some(n) = t.flowing(lane) {
+                    *n += 1;
+                }
+            }
+            match lane {
+                Lane::Background => t.background.insert(id),
+                _ => t.background.remove(&id),
+            };
+        });
+        self.lane = lane;
+    }
+
+    /// Says whether bytes arrive; a transfer that waits for an answer does not flow.
+    pub fn set_flows(&mut self, flows: bool) {
+        if flows == self.flows {
+            return;
+        }
+        let lane = self.lane;
+        self.lanes.traffic.send_if_modified(|t| match t.flowing(lane) {
+            Some(n) if flows => {
+                *n += 1;
+                true
+            }
+            Some(n) => {
+                *n -= 1;
+                true
+            }
+            None => false,
+        });
+        self.flows = flows;
+    }
+
+    /// Returns when this transfer may take its next piece. Cancel-safe.
+    pub async fn turn(&self) {
+        if self.lane == Lane::Demand {
+            return;
+        }
+        let (id, lane) = (self.id, self.lane);
+        // The sender lives as long as `self.lanes`, so waiting can not fail.
+        let _ = self.lanes.traffic.subscribe().wait_for(|t| t.may_go(id, lane)).await;
+    }
+}
+
+impl Drop for Transfer<'_> {
+    fn drop(&mut self) {
+        self.set_flows(false);
+        let id = self.id;
+        self.lanes.traffic.send_if_modified(|t| t.background.remove(&id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    fn goes(t: &Transfer) -> bool {
+        t.turn().now_or_never().is_some()
+    }
+
+    #[test]
+    fn a_flowing_reader_stops_the_rest_and_a_waiting_one_does_not() {
+        let lanes = Lanes::default();
+        let mut demand = lanes.enter(Lane::Demand);
+        let ahead = lanes.enter(Lane::ReadAhead);
+        let back = lanes.enter(Lane::Background);
+        assert!(goes(&demand) && goes(&ahead) && goes(&back), "an idle link is used");
+        demand.set_flows(true);
+        assert!(goes(&demand) && !goes(&ahead) && !goes(&back));
+        demand.set_lane(Lane::Background);
+        assert!(goes(&ahead) && goes(&back));
+        demand.set_lane(Lane::Demand);
+        assert!(!goes(&ahead));
+        drop(demand);
+        assert!(goes(&ahead) && goes(&back));
+    }
+
+    #[test]
+    fn read_ahead_goes_before_background() {
+        let lanes = Lanes::default();
+        let mut ahead = lanes.enter(Lane::ReadAhead);
+        let back = lanes.enter(Lane::Background);
+        ahead.set_flows(true);
+        assert!(goes(&ahead) && !goes(&back));
+    }
+
+    #[test]
+    fn the_oldest_background_transfers_run_first() {
+        let lanes = Lanes::default();
+        let mut all: Vec<_> = (0..5).map(|_| lanes.enter(Lane::Background)).collect();
+        let running = |all: &[Transfer]| all.iter().filter(|t| goes(t)).count();
+        assert_eq!(running(&all), BACKGROUND_AT_ONCE);
+        assert!(goes(&all[0]) && !goes(&all[4]));
+        all.drain(..4);
+        assert!(goes(&all[0]));
+    }
+
+    #[tokio::test]
+    async fn a_waiting_transfer_is_woken() {
+        let lanes = Lanes::default();
+        let mut demand = lanes.enter(Lane::Demand);
+        demand.set_flows(true);
+        let back = lanes.enter(Lane::Background);
+        let turn = back.turn();
+        tokio::pin!(turn);
+        assert!(turn.as_mut().now_or_never().is_none());
+        drop(demand);
+        turn.await;
+    }
+}

@@ -1,0 +1,321 @@
+//! The lazy store: store paths are admitted when they are named, bytes fetched when they are read.
+//!
+//! A library that needs no mount: [`Store`] answers by inode number ([`nodes`]) for file systems
+//! and by store path ([`admit`]) for everything else. What does not need the network is answered
+//! at once; the rest comes as a future ([`Step`]), so that no thread of a front end ever blocks.
+//!
+//! ```text
+//! nodes.rs     names, attributes, directories, reads, by inode number
+//! admit.rs     store path ──▶ trusted narinfo ──▶ compiled tree ──▶ slot; whole closures
+//! narinfo.rs   which cache has a path, and whether it is trusted
+//! fetch/       bytes of a NAR: waiters, streams, pieces
+//! lanes.rs     who may use the link now
+//! status.rs    what `.nix-snapshotter` shows
+//! path.rs      the table of known paths         ids.rs   inode numbers
+//! ```
+//!
+//! Concurrency: everything is shared by `Arc`, tasks run on the caller's tokio runtime. Locks are
+//! leaves (none is taken while another is held, but for the two of `PathTable`, in its order) and
+//! are never held across an await, a system call or a callback.
+
+mod admit;
+mod counters;
+mod error;
+mod fetch;
+mod ids;
+mod lanes;
+mod narinfo;
+mod nodes;
+mod path;
+mod settings;
+mod status;
+mod upkeep;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, broadcast},
+};
+
+use crate::{
+    content::{ContentError, ContentStore, PathError},
+    nix::{NarHash, StorePath, StorePathHash},
+    substituter::Substituter,
+    tree::{Tree, TreeError},
+};
+
+pub use admit::ClosureReport;
+pub use counters::{Counter, Counters};
+pub use error::StoreError;
+pub use ids::{Node, NodeId, Slot, ViewId};
+pub use lanes::Lane;
+pub use nodes::{Attr, Directory, DirectoryEntry, Found, Kind, Step};
+pub use path::{LastError, Path};
+pub use settings::{Settings, Verify};
+pub use upkeep::{CheckReport, Problem};
+
+use admit::Admissions;
+use fetch::{Nar, Source};
+use lanes::Lanes;
+use path::PathTable;
+use status::StatusClock;
+
+/// Events that a slow front end may be behind before it has to look at everything anew.
+const EVENT_QUEUE: usize = 1024;
+/// Share of the connections that background admissions leave to lookups that somebody waits for.
+const KEPT_FOR_DEMAND: usize = 5;
+
+/// What front ends have to tell the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The content of a NAR was dropped: pages that were cached of it may be wrong.
+    ContentDropped(NarHash),
+    /// A store path has another tree now: its old inodes are gone, its name leads elsewhere.
+    Replaced {
+        /// The inodes that are gone.
+        old: Slot,
+        /// The name.
+        path: StorePath,
+    },
+}
+
+/// A lazy store. Clones share it.
+#[derive(Clone)]
+pub struct Store(Arc<Core>);
+
+pub(crate) struct Core {
+    pub(crate) settings: Settings,
+    pub(crate) counters: Counters,
+    pub(crate) content: ContentStore,
+    substituters: Vec<Substituter>,
+    /// Tries of one NAR at one source when there is no other.
+    tries: u32,
+    runtime: Handle,
+    lanes: Lanes,
+    paths: PathTable,
+    admissions: Admissions,
+    nars: Mutex<HashMap<NarHash, Weak<Nar>>>,
+    /// Small requests under way, and those among them that nobody waits for.
+    small: Semaphore,
+    small_background: Semaphore,
+    events: broadcast::Sender<Event>,
+    status_clock: StatusClock,
+    started: SystemTime,
+}
+
+impl Store {
+    /// A store over `content` and `substituters` (in the order they are asked in). Known paths
+    /// are those of the state directory; nothing is fetched.
+    ///
+    /// # Errors
+    /// When the state directory's database can't be read.
+    pub fn new(
+        content: ContentStore,
+        substituters: Vec<Substituter>,
+        settings: Settings,
+        tries: u32,
+        runtime: Handle,
+    ) -> Result<Self, StoreError> {
+        let slots = content.db().slots()?.into_iter().map(|(slot, path)| (Slot(slot), path)).collect();
+        let connections = settings.connections.max(1);
+        let background = connections.saturating_sub(KEPT_FOR_DEMAND).max(1);
+        Ok(Self(Arc::new(Core {
+            counters: Counters::default(),
+            content,
+            substituters,
+            tries: tries.max(1),
+            runtime,
+            lanes: Lanes::default(),
+            paths: PathTable::with_slots(slots),
+            admissions: Admissions::default(),
+            nars: Mutex::default(),
+            small: Semaphore::new(connections),
+            small_background: Semaphore::new(background),
+            events: broadcast::channel(EVENT_QUEUE).0,
+            status_clock: StatusClock::default(),
+            started: SystemTime::now(),
+            settings,
+        })))
+    }
+
+    /// Counters since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    /// The caches, in the order they are asked in.
+    pub fn substituters(&self) -> &[Substituter] {
+        &self.0.substituters
+    }
+
+    /// Where bytes rest.
+    pub fn content(&self) -> &ContentStore {
+        &self.0.content
+    }
+
+    /// The runtime its tasks run on.
+    pub fn runtime(&self) -> &Handle {
+        &self.0.runtime
+    }
+
+    /// What front ends have to react to, from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.0.events.subscribe()
+    }
+
+    /// Every path that is loaded with this NAR.
+    pub fn paths_with(&self, nar: NarHash) -> Vec<Arc<Path>> {
+        self.0.paths.find(|p| p.nar_hash == nar)
+    }
+}
+
+/// Whether the state directory has no room or may not be written: then bytes are served without
+/// being kept.
+fn cannot_keep(error: &ContentError) -> bool {
+    matches!(error, ContentError::NoSpace { .. } | ContentError::ReadOnly { .. })
+}
+
+/// Unix seconds.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+impl Core {
+    fn emit(&self, event: Event) {
+        // No front end, nobody to tell.
+        let _ = self.events.send(event);
+    }
+
+    /// The NAR of a path: one object for all paths with its hash.
+    fn nar_of(&self, path: &Path) -> Result<Arc<Nar>, StoreError> {
+        if let Some(nar) = path.nar.get() {
+            return Ok(nar.clone());
+        }
+        let nar = self.nar(
+            &path.store_path,
+            path.nar_hash,
+            path.nar_size,
+            path.source.clone(),
+            Some(path.tree.clone()),
+        )?;
+        Ok(path.nar.get_or_init(|| nar).clone())
+    }
+
+    fn nar(
+        &self,
+        path: &StorePath,
+        hash: NarHash,
+        size: u64,
+        source: Arc<Source>,
+        tree: Option<Arc<Tree>>,
+    ) -> Result<Arc<Nar>, StoreError> {
+        let file = self.content.nar(&hash, size)?;
+        let mut nars = self.nars.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(nar) = nars.get(&hash).and_then(Weak::upgrade) {
+            nar.sources.add(source);
+            return Ok(nar);
+        }
+        let nar = Arc::new(Nar::new(path.clone(), file, source, tree));
+        nars.insert(hash, Arc::downgrade(&nar));
+        Ok(nar)
+    }
+
+    /// The tree that was compiled from a verified NAR replaces whatever was believed before.
+    async fn adopt_index(self: &Arc<Self>, nar: &Arc<Nar>, image: &[u8]) -> Result<(), StoreError> {
+        let tree = Arc::new(self.keep_tree(&nar.hash, image)?);
+        nar.adopt_tree(tree.clone());
+        for old in self.paths.find(|p| p.nar_hash == nar.hash) {
+            if old.tree.same_as(&tree).is_ok() {
+                continue;
+            }
+            let slot = Slot(self.content.db().reallocate_slot(&old.store_path).await?);
+            self.paths.insert(Arc::new(Path {
+                slot,
+                store_path: old.store_path.clone(),
+                nar_hash: old.nar_hash,
+                nar_size: old.nar_size,
+                references: old.references.clone(),
+                tree: tree.clone(),
+                source: old.source.clone(),
+                nar: nar.clone().into(),
+                touched: true.into(),
+                health: Mutex::new(old.health()),
+                first_seen: old.first_seen,
+            }));
+            self.paths.retire(old.slot);
+            self.emit(Event::Replaced { old: old.slot, path: old.store_path.clone() });
+        }
+        Ok(())
+    }
+
+    /// The compiled tree of a NAR, if it is kept. A damaged one is as good as none.
+    fn load_tree(&self, hash: &NarHash) -> Result<Option<Tree>, StoreError> {
+        match Tree::open(&self.content.tree_path(hash)) {
+            Ok(tree) => Ok(Some(tree)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error @ TreeError::Io { .. }) => Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%hash, %error, "tree dropped");
+                self.content.drop_tree(hash)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Keeps a compiled tree; where the state directory is full, in memory.
+    fn keep_tree(&self, hash: &NarHash, image: &[u8]) -> Result<Tree, StoreError> {
+        match self.content.save_tree(hash, image) {
+            Ok(path) => Ok(Tree::open(&path)?),
+            Err(error) if cannot_keep(&error) => {
+                tracing::warn!(%hash, %error, "its tree stays in memory");
+                Ok(Tree::from_image(image.to_vec())?)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn loaded(&self, digest: &StorePathHash) -> Option<Arc<Path>> {
+        self.paths.by_digest(digest)
+    }
+
+    /// Remembers what went wrong with a path, for its status and the log.
+    fn note_failure(&self, store_path: &StorePath, error: &StoreError) {
+        let substituter = error.substituter();
+        let Some(path) = self.loaded(&store_path.hash()) else {
+            tracing::warn!(path = %store_path, %error, "fetch failed");
+            return;
+        };
+        let last = LastError { message: error.to_string(), at: unix_now(), substituter };
+        if path.set_error(last.clone()) {
+            tracing::warn!(path = %store_path, %error, "fetch failed");
+        }
+        let kept = self.content.db().update_facts(&store_path.hash(), move |facts| {
+            facts.last_error = Some(PathError { text: last.message, at: last.at });
+        });
+        // Not awaited: the status is right from memory, this is for the next start.
+        drop(kept);
+    }
+
+    /// A NAR is complete and verified: errors of its paths are over.
+    fn note_success(&self, nar: &Nar, substituter: &str) {
+        self.counters.verified.add(1);
+        tracing::info!(path = %nar.path, bytes = nar.size, %substituter, "complete and verified");
+        for path in self.paths.find(|p| p.nar_hash == nar.hash) {
+            if path.set_recovered() {
+                tracing::info!(path = %path.store_path, "recovered");
+            }
+            let (now, from) = (unix_now(), substituter.to_owned());
+            let kept = self.content.db().update_facts(&path.store_path.hash(), move |facts| {
+                facts.last_fetched = Some(now);
+                facts.fetched_from = Some(from);
+            });
+            // Not awaited, as in `note_failure`.
+            drop(kept);
+        }
+    }
+}

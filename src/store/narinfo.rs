@@ -1,0 +1,209 @@
+//! Which cache has a store path, and whether what it says is trusted.
+//!
+//! Caches are asked in their order. The next one is asked when the one before does not have the
+//! path, failed, or did not answer within [`Settings::hedge_after`]; the first trusted answer
+//! wins. "No cache has it" is only said when all of them said so: an error in between is an
+//! error, and is not remembered.
+//!
+//! [`Settings::hedge_after`]: super::Settings::hedge_after
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+
+use super::{Core, Lane, StoreError, unix_now};
+use crate::{
+    codec,
+    content::NarinfoTtl,
+    nix::{NarInfo, StorePath, Trust},
+    substituter::{Deadline, FetchError, Substituter},
+};
+
+/// Longest narinfo or listing that is unpacked, in bytes: a listing of ten million entries.
+const MAX_DOCUMENT: usize = 1 << 30;
+
+/// A trusted narinfo and the cache that gave it.
+pub(super) struct Offer {
+    pub narinfo: NarInfo,
+    pub substituter: Substituter,
+}
+
+/// What one cache said.
+enum Answer {
+    Offer(Box<Offer>),
+    Absent,
+    Failed(StoreError),
+}
+
+impl Core {
+    fn ttl(&self) -> NarinfoTtl {
+        NarinfoTtl {
+            positive: self.settings.positive_ttl.as_secs(),
+            negative: self.settings.negative_ttl.as_secs(),
+        }
+    }
+
+    /// A place among the small requests; background work leaves some to those who wait.
+    async fn small_request(&self, lane: Lane) -> Option<[tokio::sync::SemaphorePermit<'_>; 2]> {
+        // Neither semaphore is ever closed; were one, the request would just go on unbounded.
+        let background = match lane {
+            Lane::Demand => return Some([self.small.acquire().await.ok()?, self.small.acquire_many(0).await.ok()?]),
+            _ => self.small_background.acquire().await.ok()?,
+        };
+        Some([background, self.small.acquire().await.ok()?])
+    }
+
+    /// What is known of a path without asking anybody: the newest trusted narinfo that was kept.
+    ///
+    /// A stale one counts too: what it says of the NAR never changes, only whether the cache
+    /// still has it may.
+    pub(super) fn known_offer(&self, path: &StorePath) -> Result<Option<Offer>, StoreError> {
+        let mut kept = self.content.db().narinfos(&path.hash(), unix_now(), self.ttl())?;
+        kept.sort_by_key(|k| !k.fresh);
+        for substituter in &self.substituters {
+            let of_this = kept.iter().filter(|k| k.substituter == substituter.name());
+            for text in of_this.filter_map(|k| k.text.as_deref()) {
+                if let Answer::Offer(offer) = self.judge_narinfo(substituter, path, text) {
+                    return Ok(Some(*offer));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Asks the caches for a path.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] when all of them said that they do not have it; otherwise what
+    /// the most important cache that failed said.
+    pub(super) async fn find_offer(self: &Arc<Self>, path: &StorePath, lane: Lane) -> Result<Offer, StoreError> {
+        let kept = self.content.db().narinfos(&path.hash(), unix_now(), self.ttl())?;
+        let known_absent =
+            |s: &Substituter| kept.iter().any(|k| k.fresh && k.text.is_none() && k.substituter == s.name());
+        let mut left = self.substituters.iter().filter(|s| !known_absent(s));
+        let mut asked = FuturesUnordered::new();
+        let mut failed: Option<StoreError> = None;
+        loop {
+            if asked.is_empty() {
+                match left.next() {
+                    Some(next) => asked.push(self.ask(next, path, lane)),
+                    None => break,
+                }
+            }
+            let hedge = tokio::time::sleep(self.settings.hedge_after);
+            tokio::select! {
+                answer = asked.next() => match answer {
+                    Some(Answer::Offer(offer)) => return Ok(*offer),
+                    Some(Answer::Failed(error)) => failed = Some(failed.unwrap_or(error)),
+                    Some(Answer::Absent) | None => {}
+                },
+                () = hedge => asked.extend(left.next().map(|next| self.ask(next, path, lane))),
+            }
+        }
+        Err(failed.unwrap_or_else(|| StoreError::Absent { path: path.clone(), caches: self.cache_names() }))
+    }
+
+    fn cache_names(&self) -> String {
+        self.substituters.iter().map(Substituter::name).collect::<Vec<_>>().join(", ")
+    }
+
+    async fn ask(&self, substituter: &Substituter, path: &StorePath, lane: Lane) -> Answer {
+        let _place = self.small_request(lane).await;
+        let text = match self.narinfo_text(substituter, path).await {
+            Ok(text) => text,
+            Err(e) => return Answer::Failed(self.fetch_error(path, e)),
+        };
+        let answer = match &text {
+            Some(text) => self.judge_narinfo(substituter, path, text),
+            None => Answer::Absent,
+        };
+        if !matches!(answer, Answer::Failed(_)) {
+            let kept = self.content.db().put_narinfos(substituter.name(), vec![(path.hash(), text)], unix_now());
+            // Not awaited: a narinfo that is lost in a crash is asked for again.
+            drop(kept);
+        }
+        answer
+    }
+
+    async fn narinfo_text(&self, substituter: &Substituter, path: &StorePath) -> Result<Option<Vec<u8>>, FetchError> {
+        let deadline = Deadline::after(self.small_deadline());
+        let document = substituter.narinfo(&path.hash(), deadline).await?;
+        Ok(document.map(|d| match codec::decode_small(d.encoding.as_deref(), &d.bytes, MAX_DOCUMENT) {
+            Ok(text) => text,
+            Err(_) => d.bytes,
+        }))
+    }
+
+    /// Small requests may take longer than a lookup waits: the next lookup finds the answer.
+    fn small_deadline(&self) -> Duration {
+        self.settings.lookup_timeout * 4
+    }
+
+    pub(super) fn fetch_error(&self, path: &StorePath, source: FetchError) -> StoreError {
+        StoreError::Fetch { path: path.clone(), source: Arc::new(source) }
+    }
+
+    fn judge_narinfo(&self, substituter: &Substituter, path: &StorePath, text: &[u8]) -> Answer {
+        let name = || substituter.name().to_owned();
+        let narinfo = match NarInfo::parse(text, &path.hash()) {
+            Ok(narinfo) => narinfo,
+            Err(source) => {
+                return Answer::Failed(StoreError::NarInfo { path: path.clone(), substituter: name(), source });
+            }
+        };
+        if narinfo.store_path != *path {
+            // The digest is that of another name: this very path does not exist.
+            return Answer::Absent;
+        }
+        let trusted = substituter.trusted() || !self.settings.require_signatures;
+        match narinfo.trust(&self.settings.keys) {
+            Trust::Untrusted if !trusted => {
+                Answer::Failed(StoreError::Untrusted { path: path.clone(), substituter: name() })
+            }
+            _ => Answer::Offer(Box::new(Offer { narinfo, substituter: substituter.clone() })),
+        }
+    }
+
+    /// The trusted narinfo of this one cache, kept or asked for.
+    pub(super) async fn narinfo_from(
+        &self,
+        substituter: &Substituter,
+        path: &StorePath,
+    ) -> Result<Option<NarInfo>, StoreError> {
+        let kept = self.content.db().narinfo(substituter.name(), &path.hash(), unix_now(), self.ttl())?;
+        let answer = match kept.filter(|k| k.fresh).map(|k| k.text) {
+            Some(None) => Answer::Absent,
+            Some(Some(text)) => self.judge_narinfo(substituter, path, &text),
+            None => self.ask(substituter, path, Lane::Demand).await,
+        };
+        match answer {
+            Answer::Offer(offer) => Ok(Some(offer.narinfo)),
+            Answer::Absent => Ok(None),
+            Answer::Failed(error) => Err(error),
+        }
+    }
+
+    /// The listing of a path as JSON; `None` if the cache has none.
+    pub(super) async fn listing_text(
+        &self,
+        substituter: &Substituter,
+        path: &StorePath,
+        lane: Lane,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let _place = self.small_request(lane).await;
+        let deadline = Deadline::after(self.small_deadline());
+        let document = match substituter.listing(&path.hash(), deadline).await {
+            Ok(Some(document)) => document,
+            Ok(None) => return Ok(None),
+            Err(e) => return Err(self.fetch_error(path, e)),
+        };
+        match codec::decode_small(document.encoding.as_deref(), &document.bytes, MAX_DOCUMENT) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) => {
+                // The path can still be had: from its NAR.
+                tracing::warn!(%path, substituter = substituter.name(), %error, "listing can't be unpacked");
+                Ok(None)
+            }
+        }
+    }
+}

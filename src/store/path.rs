@@ -1,0 +1,185 @@
+//! The store paths that are known, by digest and by slot.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use super::{
+    fetch::{Nar, Source},
+    ids::Slot,
+};
+use crate::{
+    nix::{NarHash, StorePath, StorePathHash},
+    tree::Tree,
+};
+
+/// A store path that was admitted: its narinfo is trusted and its tree compiled.
+pub struct Path {
+    /// Its number, part of its inode numbers.
+    pub slot: Slot,
+    /// Its name.
+    pub store_path: StorePath,
+    /// Hash of its NAR.
+    pub nar_hash: NarHash,
+    /// Size of its NAR in bytes.
+    pub nar_size: u64,
+    /// The store paths it refers to, itself perhaps among them.
+    pub references: Box<[StorePath]>,
+    /// Names, sizes and offsets.
+    pub tree: Arc<Tree>,
+    pub(super) source: Arc<Source>,
+    pub(super) nar: OnceLock<Arc<Nar>>,
+    pub(super) touched: AtomicBool,
+    pub(super) health: Mutex<Health>,
+    /// Unix seconds at which the path was admitted first.
+    pub(super) first_seen: u64,
+}
+
+/// What last went wrong with a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastError {
+    /// The message, without secrets.
+    pub message: String,
+    /// Unix seconds.
+    pub at: u64,
+    /// The cache it happened with, if one.
+    pub substituter: Option<String>,
+}
+
+/// Whether a path can be had, as far as the last attempt tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Health {
+    /// The last attempt failed.
+    pub failing: bool,
+    /// What last went wrong; kept after the path recovered.
+    pub last: Option<LastError>,
+}
+
+impl Path {
+    /// Says that it is used; true for the first time.
+    pub(super) fn touch(&self) -> bool {
+        !self.touched.load(Relaxed) && !self.touched.swap(true, Relaxed)
+    }
+
+    /// What went wrong with it, unless it recovered.
+    pub fn error(&self) -> Option<LastError> {
+        let health = self.health();
+        health.last.filter(|_| health.failing)
+    }
+
+    pub(super) fn health(&self) -> Health {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers an error; says whether it is news.
+    pub(super) fn set_error(&self, error: LastError) -> bool {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = !health.failing || health.last.as_ref().is_none_or(|l| l.message != error.message);
+        *health = Health { failing: true, last: Some(error) };
+        news
+    }
+
+    /// Says that it can be had again; true if it could not before.
+    pub(super) fn set_recovered(&self) -> bool {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut health.failing)
+    }
+}
+
+/// A slot: its store path, and the path itself once it is loaded.
+#[derive(Clone)]
+pub(super) struct SlotEntry {
+    pub store_path: StorePath,
+    pub path: Option<Arc<Path>>,
+}
+
+/// All known store paths. Two reader-writer locks, each held for one table access; where both
+/// are needed, `digests` is taken first.
+#[derive(Default)]
+pub(super) struct PathTable {
+    digests: RwLock<HashMap<StorePathHash, Slot>>,
+    slots: RwLock<Vec<Option<SlotEntry>>>,
+}
+
+macro_rules! lock {
+    ($lock:expr, $how:ident) => {
+        $lock.$how().unwrap_or_else(PoisonError::into_inner)
+    };
+}
+
+impl PathTable {
+    /// Slots known from earlier runs.
+    pub fn with_slots(known: Vec<(Slot, StorePath)>) -> Self {
+        let table = Self::default();
+        for (slot, store_path) in known {
+            table.put(slot, SlotEntry { store_path, path: None });
+        }
+        table
+    }
+
+    fn put(&self, slot: Slot, entry: SlotEntry) {
+        let digest = entry.store_path.hash();
+        let mut digests = lock!(self.digests, write);
+        let mut slots = lock!(self.slots, write);
+        let at = slot.0 as usize;
+        if slots.len() <= at {
+            slots.resize(at + 1, None);
+        }
+        // A path whose tree was replaced has several slots; the newest, the greatest, counts.
+        let newest = digests.entry(digest).or_insert(slot);
+        if *newest <= slot {
+            *newest = slot;
+        }
+        slots[at] = Some(entry);
+    }
+
+    /// An admitted path takes its place.
+    pub fn insert(&self, path: Arc<Path>) {
+        let entry = SlotEntry { store_path: path.store_path.clone(), path: Some(path.clone()) };
+        self.put(path.slot, entry);
+    }
+
+    /// Takes a slot out of use: its inode numbers are gone for good.
+    pub fn retire(&self, slot: Slot) {
+        if let Some(entry) = lock!(self.slots, write).get_mut(slot.0 as usize) {
+            *entry = None;
+        }
+    }
+
+    /// The newest slot of a digest.
+    pub fn slot(&self, digest: &StorePathHash) -> Option<(Slot, SlotEntry)> {
+        let slot = *lock!(self.digests, read).get(digest)?;
+        Some((slot, self.entry(slot)?))
+    }
+
+    /// What stands in a slot.
+    pub fn entry(&self, slot: Slot) -> Option<SlotEntry> {
+        lock!(self.slots, read).get(slot.0 as usize)?.clone()
+    }
+
+    /// The path in a slot, if it is loaded.
+    pub fn loaded(&self, slot: Slot) -> Option<Arc<Path>> {
+        lock!(self.slots, read).get(slot.0 as usize)?.as_ref()?.path.clone()
+    }
+
+    /// The path with this digest, if it is loaded.
+    pub fn by_digest(&self, digest: &StorePathHash) -> Option<Arc<Path>> {
+        self.slot(digest)?.1.path
+    }
+
+    /// All slots in use, in order.
+    pub fn slots(&self) -> Vec<(Slot, SlotEntry)> {
+        let slots = lock!(self.slots, read);
+        slots.iter().enumerate().filter_map(|(n, e)| Some((Slot(n as u32), e.clone()?))).collect()
+    }
+
+    /// Every loaded path that satisfies `which`.
+    pub fn find(&self, which: impl Fn(&Path) -> bool) -> Vec<Arc<Path>> {
+        let slots = lock!(self.slots, read);
+        slots.iter().flatten().filter_map(|e| e.path.clone()).filter(|p| which(p)).collect()
+    }
+}

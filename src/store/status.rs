@@ -1,0 +1,251 @@
+//! What `.nix-snapshotter` shows: one JSON document for each store path, and a summary.
+//!
+//! Documents are made when they are read, from memory alone: neither the network nor the disk is
+//! touched. Each is padded to [`DOCUMENT_SIZE`], so that its size never changes, one READ carries
+//! it whole, and its modification time alone tells the kernel that it changed.
+
+use std::{
+    collections::{HashMap, hash_map::DefaultHasher},
+    hash::{Hash, Hasher},
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use narfs_state_schema::{
+    self as schema, DaemonStatus, PathState, PathStatus, StateCounts, SubstituterStatus, Summary, Timestamp,
+};
+
+use super::{
+    Attr, Core, Kind, Node, NodeId, Path, Slot, Store, StoreError,
+    path::LastError,
+};
+use crate::{
+    nix::StorePath,
+    tree::{EntryIndex, Node as TreeNode},
+};
+
+/// Name of the summary.
+pub const SUMMARY: &str = "summary.json";
+/// What follows a store path in the name of its document.
+pub const SUFFIX: &str = ".json";
+/// Size of every document in bytes: a page where pages are smallest, so that a document is never
+/// put together out of two reads.
+pub const DOCUMENT_SIZE: usize = 4096;
+
+/// When each document last changed, as far as anybody looked.
+#[derive(Default)]
+pub(super) struct StatusClock(Mutex<HashMap<NodeId, (u64, Duration)>>);
+
+impl StatusClock {
+    /// The time at which the content with this fingerprint was first seen; strictly growing.
+    fn changed_at(&self, node: NodeId, fingerprint: u64) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = seen.entry(node).or_insert((fingerprint, now));
+        if entry.0 != fingerprint {
+            // A clock that jumps back must not make a new document look like an old one.
+            *entry = (fingerprint, now.max(entry.1 + Duration::from_nanos(1)));
+        }
+        entry.1
+    }
+}
+
+impl Store {
+    /// The status of a path that is known.
+    pub fn path_status(&self, path: &Path) -> PathStatus {
+        self.0.path_status(path)
+    }
+
+    /// The status of every loaded path, by name.
+    pub fn all_status(&self) -> Vec<PathStatus> {
+        let mut all: Vec<_> = self.0.paths.find(|_| true).iter().map(|p| self.0.path_status(p)).collect();
+        all.sort_by(|a, b| a.store_path.cmp(&b.store_path));
+        all
+    }
+
+    /// Totals over all loaded paths.
+    pub fn summary(&self) -> Summary {
+        self.0.summary()
+    }
+
+    /// Loads every path of earlier runs, so that their status is complete. Local only, unless
+    /// the state directory lost their trees.
+    pub async fn load_known(&self) {
+        for (slot, entry) in self.0.paths.slots() {
+            if entry.path.is_none() {
+                if let Err(error) = self.0.admit_in_time(&entry.store_path).await {
+                    tracing::debug!(slot = slot.0, path = %entry.store_path, %error, "not loaded");
+                }
+            }
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn status_attr(&self, node: Node) -> Attr {
+        let id = NodeId::of(node);
+        let fingerprint = match node {
+            Node::Status(slot) => self.paths.loaded(slot).map_or(0, |p| self.fingerprint(&p)),
+            _ => self.paths.find(|_| true).iter().fold(1, |f, p| f ^ self.fingerprint(p).rotate_left(p.slot.0 % 64)),
+        };
+        Attr {
+            node: id,
+            kind: Kind::File { executable: false },
+            size: DOCUMENT_SIZE as u64,
+            mtime: self.status_clock.changed_at(id, fingerprint),
+            immutable: false,
+        }
+    }
+
+    /// Changes whenever the document does.
+    fn fingerprint(&self, path: &Path) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        let (state, fetched, verified) = self.progress(path);
+        (path.slot, state.as_str(), fetched, verified, path.health().last.map(|e| e.at)).hash(&mut hasher);
+        path.health().failing.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    pub(super) fn status_document(&self, node: Node) -> Result<Vec<u8>, StoreError> {
+        match node {
+            Node::Summary(_) => Ok(schema::render_padded(&self.summary(), DOCUMENT_SIZE)),
+            Node::Status(slot) => match self.paths.loaded(slot) {
+                Some(path) => Ok(schema::render_padded(&self.path_status(&path), DOCUMENT_SIZE)),
+                None => self.unloaded_document(slot),
+            },
+            _ => Err(StoreError::IsADirectory),
+        }
+    }
+
+    /// A path of an earlier run that nobody named yet: loaded from the state directory alone.
+    fn unloaded_document(&self, slot: Slot) -> Result<Vec<u8>, StoreError> {
+        let entry = self.paths.entry(slot).ok_or(StoreError::NoNode)?;
+        let status = self.unloaded_status(&entry.store_path)?;
+        Ok(schema::render_padded(&status, DOCUMENT_SIZE))
+    }
+
+    fn unloaded_status(&self, path: &StorePath) -> Result<PathStatus, StoreError> {
+        let offer = self.known_offer(path)?.ok_or(StoreError::NoNode)?;
+        let file = self.content.nar(&offer.narinfo.nar_hash, offer.narinfo.nar_size)?;
+        let fetched = file.valid_bytes();
+        let facts = self.content.db().facts(&path.hash())?;
+        Ok(PathStatus {
+            digest: hex_digest(&offer.narinfo.nar_hash),
+            size: offer.narinfo.nar_size,
+            fetched_size: fetched,
+            fetched_percent: schema::percent(fetched, offer.narinfo.nar_size),
+            error: None,
+            store_path: path.absolute(),
+            state: resting(fetched, offer.narinfo.nar_size),
+            verified: file.verified(),
+            files: None,
+            entries: None,
+            substituter: Some(offer.substituter.name().to_owned()),
+            compression: Some(offer.narinfo.compression.as_str().to_owned()),
+            first_seen: facts.first_seen.map(timestamp),
+            last_fetched: facts.last_fetched.map(timestamp),
+            last_error: facts.last_error.map(|e| schema::LastError {
+                message: e.text,
+                at: timestamp(e.at),
+                substituter: None,
+            }),
+        })
+    }
+
+    /// State, bytes here, and whether they were verified: exact at this moment.
+    fn progress(&self, path: &Path) -> (PathState, u64, bool) {
+        let Ok(nar) = self.nar_of(path) else { return (PathState::Known, 0, false) };
+        let fetched = nar.file.valid_bytes();
+        let state = match resting(fetched, path.nar_size) {
+            PathState::Complete => PathState::Complete,
+            _ if nar.is_fetching() => PathState::Fetching,
+            _ if nar.sources.all_quarantined() => PathState::Quarantined,
+            resting => resting,
+        };
+        (state, fetched, nar.file.verified())
+    }
+
+    fn path_status(&self, path: &Path) -> PathStatus {
+        let (state, fetched, verified) = self.progress(path);
+        let health = path.health();
+        let files = (0..path.tree.len())
+            .filter(|e| matches!(path.tree.node(EntryIndex(*e)), Some(TreeNode::Regular { .. })))
+            .count();
+        let source = self.nar_of(path).ok().and_then(|n| n.sources.first()).unwrap_or_else(|| path.source.clone());
+        PathStatus {
+            digest: hex_digest(&path.nar_hash),
+            size: path.nar_size,
+            fetched_size: fetched,
+            fetched_percent: schema::percent(fetched, path.nar_size),
+            error: health.last.as_ref().filter(|_| health.failing).map(|e| e.message.clone()),
+            store_path: path.store_path.absolute(),
+            state,
+            verified,
+            files: Some(files as u64),
+            entries: Some(path.tree.len().into()),
+            substituter: Some(source.substituter.name().to_owned()),
+            compression: Some(source.compression.as_str().to_owned()),
+            first_seen: Some(timestamp(path.first_seen)),
+            last_fetched: self.last_fetched(path).map(timestamp),
+            last_error: health.last.map(|e: LastError| schema::LastError {
+                message: e.message,
+                at: timestamp(e.at),
+                substituter: e.substituter,
+            }),
+        }
+    }
+
+    fn last_fetched(&self, path: &Path) -> Option<u64> {
+        let now = self.nar_of(path).ok().and_then(|n| n.fetched_at());
+        now.or_else(|| self.content.db().facts(&path.store_path.hash()).ok()?.last_fetched)
+    }
+
+    fn summary(&self) -> Summary {
+        let (mut paths, mut size, mut fetched_size, mut errors) = (StateCounts::default(), 0, 0, 0);
+        for path in self.paths.find(|_| true) {
+            let (state, fetched, _) = self.progress(&path);
+            paths.add(state);
+            size += path.nar_size;
+            fetched_size += fetched;
+            errors += u64::from(path.health().failing);
+        }
+        let substituters = self.substituters.iter().enumerate().map(|(n, s)| SubstituterStatus {
+            name: s.name().to_owned(),
+            priority: s.priority().unwrap_or(n as u32),
+            requests: s.counters().requests(),
+            bytes_received: s.counters().bytes_received(),
+            failures: s.counters().failures(),
+            last_error: None,
+        });
+        Summary {
+            paths,
+            size,
+            fetched_size,
+            fetched_percent: schema::percent(fetched_size, size),
+            errors,
+            substituters: substituters.collect(),
+            substituters_omitted: 0,
+            daemon: DaemonStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                started: timestamp(self.started.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())),
+            },
+        }
+    }
+}
+
+fn resting(fetched: u64, size: u64) -> PathState {
+    match fetched {
+        0 => PathState::Known,
+        n if n >= size => PathState::Complete,
+        _ => PathState::Partial,
+    }
+}
+
+fn hex_digest(hash: &crate::nix::NarHash) -> String {
+    format!("sha256:{}", data_encoding::HEXLOWER.encode(hash.as_bytes()))
+}
+
+fn timestamp(seconds: u64) -> Timestamp {
+    Timestamp::from_unix_millis(i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000))
+}
