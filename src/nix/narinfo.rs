@@ -302,3 +302,219 @@ fn size(field: &'static str, text: &str) -> Result<u64, NarInfoError> {
 fn quoted(text: &[u8]) -> String {
     String::from_utf8_lossy(&text[..text.len().min(QUOTED)]).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "0z9wcv93z7bc9zqh1f5wwplw6rq7k925";
+    const NAR: &str = "sha256:04946xvw2ppgs144lqmc65kv3xqqfzjk37gdw4ca6afc7wnimz5w";
+
+    fn asked() -> StorePathHash {
+        StorePathHash::parse(HASH.as_bytes()).unwrap()
+    }
+
+    fn parse(text: &str) -> Result<NarInfo, NarInfoError> {
+        NarInfo::parse(text.as_bytes(), &asked())
+    }
+
+    /// The least that a cache may write, with more lines behind.
+    fn minimal(more: &str) -> String {
+        format!(
+            "StorePath: /nix/store/{HASH}-hello\nURL: nar/x.nar\nNarHash: {NAR}\nNarSize: 120\n{more}"
+        )
+    }
+
+    #[test]
+    fn reads_what_nix_writes_and_writes_it_again() {
+        let text = format!(
+            "StorePath: /nix/store/{HASH}-hello\nURL: nar/x.nar.zst\nCompression: zstd\n\
+             FileHash: {NAR}\nFileSize: 77\nNarHash: {NAR}\nNarSize: 120\n\
+             References: 0z9wcv93z7bc9zqh1f5wwplw6rq7k925-hello 88y1nnsv6qjp9i138bqlpqsg259b0n96-x\n\
+             Deriver: 88y1nnsv6qjp9i138bqlpqsg259b0n96-hello.drv\n\
+             Sig: k-1:{}\nCA: fixed:r:{NAR}\n",
+            "A".repeat(86) + "=="
+        );
+        let info = parse(&text).unwrap();
+        assert_eq!(
+            (info.file_size, info.nar_size, info.references.len()),
+            (Some(77), 120, 2)
+        );
+        assert_eq!(info.signatures[0].key(), "k-1");
+        assert_eq!(info.to_text(), text);
+    }
+
+    #[test]
+    fn fills_in_what_may_be_absent() {
+        let info = parse(&minimal("")).unwrap();
+        assert_eq!(info.compression, Compression::Bzip2);
+        assert_eq!(
+            (info.file_hash, info.file_size, info.deriver.clone()),
+            (None, None, None)
+        );
+        assert!(info.references.is_empty() && info.signatures.is_empty() && info.ca.is_none());
+        assert_eq!(
+            parse(&minimal("Compression: \n")).unwrap().compression,
+            Compression::Bzip2
+        );
+        assert_eq!(parse(&minimal("References: \n")).unwrap().references, []);
+    }
+
+    #[test]
+    fn overlooks_what_does_not_decide_anything() {
+        let more = "Deriver: unknown-deriver\nSig: k-1:broken\nSig: without-colon\nSig: k:AAAA\n\
+            FileHash: md5:xyz\nCA: future:x\nFuture: a: b\nX-Other:\n\n";
+        let info = parse(&minimal(more)).unwrap();
+        assert_eq!((info.deriver.clone(), info.file_hash), (None, None));
+        assert!(info.signatures.is_empty());
+        assert_eq!(info.ca.as_deref(), Some("future:x"));
+        assert!(parse(&minimal("Deriver:\n")).unwrap().deriver.is_none());
+        assert!(parse(&minimal("").replace('\n', "\r\n")).is_ok());
+    }
+
+    #[test]
+    fn takes_urls_as_they_are() {
+        for url in [
+            "nar/x.nar.xz?hash=abc&y=%20",
+            "https://cdn.example.org/x?a:b",
+            "/nar/x",
+            "../x",
+        ] {
+            let text = minimal("").replace("nar/x.nar", url);
+            assert_eq!(parse(&text).unwrap().url, url);
+        }
+        assert_eq!(
+            parse(&minimal("").replace("nar/x.nar", "")),
+            Err(NarInfoError::Missing("URL"))
+        );
+    }
+
+    #[test]
+    fn sorts_references_and_takes_absolute_ones() {
+        let more = "References: /nix/store/88y1nnsv6qjp9i138bqlpqsg259b0n96-x \
+            0z9wcv93z7bc9zqh1f5wwplw6rq7k925-hello 88y1nnsv6qjp9i138bqlpqsg259b0n96-x\n";
+        let info = parse(&minimal(more)).unwrap();
+        let names: Vec<&str> = info.references.iter().map(StorePath::name).collect();
+        assert_eq!(names, ["hello", "x"]);
+        assert_eq!(
+            info.fingerprint(),
+            format!(
+                "1;/nix/store/{HASH}-hello;{NAR};120;/nix/store/{HASH}-hello,\
+                 /nix/store/88y1nnsv6qjp9i138bqlpqsg259b0n96-x"
+            )
+        );
+    }
+
+    #[test]
+    fn references_are_signed_in_the_order_of_their_text() {
+        // Digests sort by their digits, of which the first is the last byte's: not as bytes do.
+        let (a, b) = (
+            "0000000000000000000000000000000z-a",
+            "z0000000000000000000000000000000-b",
+        );
+        let info = parse(&minimal(&format!("References: {b} {a}\n"))).unwrap();
+        assert!(
+            info.fingerprint()
+                .ends_with(&format!(";/nix/store/{a},/nix/store/{b}"))
+        );
+    }
+
+    #[test]
+    fn refuses_what_is_none_or_another_path_s() {
+        let html = "<!DOCTYPE html>\n<html><head><title>Not here: sorry</title>";
+        assert!(matches!(
+            parse(html),
+            Err(NarInfoError::NotNarInfo { line: 1, .. })
+        ));
+        assert!(matches!(
+            parse("{\"error\": 404}"),
+            Err(NarInfoError::NotNarInfo { .. })
+        ));
+        assert_eq!(parse(""), Err(NarInfoError::Missing("StorePath")));
+        assert!(matches!(
+            NarInfo::parse(b"StorePath: \xff", &asked()),
+            Err(NarInfoError::NotNarInfo { .. })
+        ));
+        let big = minimal(&"x: y\n".repeat(MAX_NARINFO / 5));
+        assert!(matches!(parse(&big), Err(NarInfoError::TooLarge(_))));
+        let other = StorePathHash::from_bytes([1; 20]);
+        let error = NarInfo::parse(minimal("").as_bytes(), &other);
+        assert!(matches!(error, Err(NarInfoError::OtherPath { asked, .. }) if asked == other));
+        let elsewhere = minimal("").replace("/nix/store", "/gnu/store");
+        assert!(matches!(parse(&elsewhere), Err(NarInfoError::StoreDir(_))));
+        for path in [
+            format!("{HASH}-hello"),
+            format!("/nix/store/{HASH}-hello/bin"),
+        ] {
+            let text = minimal("").replace(&format!("/nix/store/{HASH}-hello"), &path);
+            assert!(
+                matches!(parse(&text), Err(NarInfoError::StoreDir(_))),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn refuses_what_decides_and_is_wrong() {
+        for field in ["StorePath", "URL", "NarHash", "NarSize"] {
+            let without: String = minimal("")
+                .lines()
+                .filter(|l| !l.starts_with(field))
+                .map(|l| format!("{l}\n"))
+                .collect();
+            assert_eq!(parse(&without), Err(NarInfoError::Missing(field)));
+        }
+        for field in [
+            "StorePath",
+            "URL",
+            "NarHash",
+            "NarSize",
+            "References",
+            "CA",
+            "Compression",
+        ] {
+            let twice = minimal(&format!("{field}: a\n{field}: b\n"));
+            let error = parse(&twice).unwrap_err();
+            assert_eq!(error, NarInfoError::Duplicate(field), "{field}");
+        }
+        for size in ["0", "-1", "+1", "1.5", "", "18446744073709551616", "1 2"] {
+            let text = minimal("").replace("120", size);
+            assert!(
+                matches!(
+                    parse(&text),
+                    Err(NarInfoError::Size {
+                        field: "NarSize",
+                        ..
+                    })
+                ),
+                "{size}"
+            );
+        }
+        assert!(matches!(
+            parse(&minimal("FileSize: x\n")),
+            Err(NarInfoError::Size { .. })
+        ));
+        let sha1 = minimal("").replace(NAR, "sha1:6xvw2ppgs144lqmc65kv3xqqfzjk37gd");
+        assert!(matches!(parse(&sha1), Err(NarInfoError::Hash(_))));
+        for bad in [
+            "../x",
+            "x",
+            "0z9wcv93z7bc9zqh1f5wwplw6rq7k925-a/b",
+            "/etc/passwd",
+        ] {
+            let text = minimal(&format!("References: {bad}\n"));
+            assert!(
+                matches!(
+                    parse(&text),
+                    Err(NarInfoError::Path {
+                        field: "References",
+                        ..
+                    })
+                ),
+                "{bad}"
+            );
+        }
+        let lzma = parse(&minimal("Compression: lzma\n"));
+        assert_eq!(lzma, Err(NarInfoError::Compression("lzma".into())));
+    }
+}

@@ -1,6 +1,6 @@
 //! Names of store paths: `<32 digits of base 32>-<name>`.
 
-use std::{fmt, sync::Arc};
+use std::{cmp::Ordering, fmt, sync::Arc};
 
 use super::base32;
 
@@ -11,7 +11,10 @@ pub const STORE_DIR: &str = "/nix/store";
 pub const MAX_NAME: usize = 211;
 
 /// The digest part of a store path: what narinfos and listings are named after.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+///
+/// Ordered as the digits are, which begin with the last byte: signatures cover references in the
+/// order of their texts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StorePathHash([u8; 20]);
 
 /// A store path, without the store directory: digest and name.
@@ -51,6 +54,18 @@ impl StorePathHash {
     /// Reads the 32 digits.
     pub fn parse(text: &[u8]) -> Option<Self> {
         base32::decode(text).map(Self)
+    }
+}
+
+impl Ord for StorePathHash {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.iter().rev().cmp(other.0.iter().rev())
+    }
+}
+
+impl PartialOrd for StorePathHash {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -159,6 +174,18 @@ mod tests {
             StorePath::parse_with_rest(&inside),
             Ok((path, "bin/python"))
         );
+    }
+
+    #[test]
+    fn sorts_as_its_text_does() {
+        let mut hashes: Vec<StorePathHash> = (0..200u8)
+            .map(|n| {
+                StorePathHash::from_bytes(std::array::from_fn(|i| n.wrapping_mul(i as u8 * 7 + 31)))
+            })
+            .collect();
+        hashes.sort();
+        let texts: Vec<String> = hashes.iter().map(StorePathHash::to_string).collect();
+        assert!(texts.is_sorted(), "{texts:?}");
     }
 
     #[test]

@@ -253,3 +253,162 @@ impl fmt::Debug for SigningKey {
         write!(f, "SigningKey({})", self.name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::{StorePath, StorePathHash};
+
+    /// `nix-store --print-fixed-path --recursive sha256 <hash> hello`
+    const PATH: &str = "0z9wcv93z7bc9zqh1f5wwplw6rq7k925-hello";
+    /// The same without `--recursive`: the hash of the file, not of its NAR.
+    const FLAT: &str = "88y1nnsv6qjp9i138bqlpqsg259b0n96-hello";
+    const NAR: &str = "sha256:04946xvw2ppgs144lqmc65kv3xqqfzjk37gdw4ca6afc7wnimz5w";
+
+    fn info(path: &str, more: &str) -> NarInfo {
+        let text =
+            format!("StorePath: /nix/store/{path}\nURL: x\nNarHash: {NAR}\nNarSize: 120\n{more}");
+        let hash = StorePathHash::parse(&path.as_bytes()[..32]).unwrap();
+        NarInfo::parse(text.as_bytes(), &hash).unwrap()
+    }
+
+    fn keys(of: &[&SigningKey]) -> TrustedKeys {
+        TrustedKeys::parse(of.iter().map(|key| key.public())).unwrap()
+    }
+
+    #[test]
+    fn a_signature_covers_path_hash_size_and_references() {
+        let key = SigningKey::generate("cache-1").unwrap();
+        let mut signed = info(PATH, &format!("References: {FLAT}\n"));
+        key.sign(&mut signed);
+        let trusted = keys(&[&key]);
+        assert_eq!(
+            signed.trust(&trusted),
+            Trust::Signed {
+                key: "cache-1".into()
+            }
+        );
+        assert_eq!(signed.trust(&TrustedKeys::default()), Trust::Untrusted);
+
+        let again = NarInfo::parse(signed.to_text().as_bytes(), &signed.store_path.hash());
+        assert_eq!(again.as_ref(), Ok(&signed));
+
+        let changes: [fn(&mut NarInfo); 5] = [
+            |i| i.store_path = StorePath::parse(FLAT).unwrap(),
+            |i| i.nar_hash = NarHash::from_bytes([1; 32]),
+            |i| i.nar_size += 1,
+            |i| i.references.clear(),
+            |i| i.signatures.clear(),
+        ];
+        for change in changes {
+            let mut forged = signed.clone();
+            change(&mut forged);
+            assert_eq!(forged.trust(&trusted), Trust::Untrusted);
+        }
+        // These are not signed: where the bytes are fetched from does not matter.
+        let mut moved = signed.clone();
+        moved.url = "elsewhere".into();
+        moved.deriver = None;
+        assert!(matches!(moved.trust(&trusted), Trust::Signed { .. }));
+    }
+
+    #[test]
+    fn the_name_of_a_key_is_no_proof() {
+        let (real, fake) = (
+            SigningKey::generate("k").unwrap(),
+            SigningKey::generate("k").unwrap(),
+        );
+        let mut forged = info(PATH, "");
+        fake.sign(&mut forged);
+        assert_eq!(forged.trust(&keys(&[&real])), Trust::Untrusted);
+        // Several keys of one name are all trusted: that is how keys are replaced.
+        assert_eq!(
+            forged.trust(&keys(&[&real, &fake])),
+            Trust::Signed { key: "k".into() }
+        );
+        // A broken or foreign signature does not hide a good one.
+        let other = SigningKey::generate("other").unwrap();
+        let mut several = info(PATH, "Sig: k:AAAA\n");
+        other.sign(&mut several);
+        real.sign(&mut several);
+        assert_eq!(several.signatures.len(), 2);
+        assert_eq!(
+            several.trust(&keys(&[&real])),
+            Trust::Signed { key: "k".into() }
+        );
+    }
+
+    #[test]
+    fn a_content_address_counts_if_it_proves_the_nar() {
+        let none = TrustedKeys::default();
+        let ca = |path: &str, more: &str| info(path, more).trust(&none);
+        assert_eq!(
+            ca(PATH, &format!("CA: fixed:r:{NAR}\n")),
+            Trust::ContentAddressed
+        );
+        // The narinfo's other fields do not matter, whatever they hold.
+        let odd =
+            format!("CA: fixed:r:{NAR}\nDeriver: unknown-deriver\nFileSize: 9\nCompression: br\n");
+        assert_eq!(ca(PATH, &odd), Trust::ContentAddressed);
+        // Right for the path, but says nothing about the NAR.
+        assert_eq!(ca(FLAT, &format!("CA: fixed:{NAR}\n")), Trust::Untrusted);
+        // Of another path, of none, or of another kind.
+        assert_eq!(ca(FLAT, &format!("CA: fixed:r:{NAR}\n")), Trust::Untrusted);
+        assert_eq!(ca(PATH, &format!("CA: text:{NAR}\n")), Trust::Untrusted);
+        assert_eq!(ca(PATH, "CA: fixed:r:sha256:abc\n"), Trust::Untrusted);
+        assert_eq!(
+            ca(PATH, &format!("CA: fixed:r:{NAR}\nReferences: {FLAT}\n")),
+            Trust::Untrusted
+        );
+        assert_eq!(
+            ca(PATH, &format!("CA: fixed:r:{NAR}\nReferences: {PATH}\n")),
+            Trust::Untrusted
+        );
+        // An honest address with the hash of something else.
+        let mut swapped = info(PATH, &format!("CA: fixed:r:{NAR}\n"));
+        swapped.nar_hash = NarHash::from_bytes([1; 32]);
+        assert_eq!(swapped.trust(&none), Trust::Untrusted);
+    }
+
+    #[test]
+    fn keys_are_read_and_written_as_nix_does() {
+        let key = SigningKey::generate("cache-1").unwrap();
+        let again = SigningKey::parse(&format!("{}\n", key.secret())).unwrap();
+        assert_eq!(again.public(), key.public());
+        assert_ne!(
+            SigningKey::generate("cache-1").unwrap().public(),
+            key.public()
+        );
+        assert_eq!(
+            format!("{key:?}"),
+            "SigningKey(cache-1)",
+            "the secret is not shown"
+        );
+        let known = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+        let trusted = TrustedKeys::parse([known, ""].iter().take(1)).unwrap();
+        assert_eq!(trusted.names().collect::<Vec<_>>(), ["cache.nixos.org-1"]);
+        for bad in ["", "name", ":AAAA", "name:AAAA", "name:!", "name:"] {
+            assert!(
+                matches!(TrustedKeys::parse([bad]), Err(KeyError::Public { .. })),
+                "{bad}"
+            );
+        }
+        for bad in [
+            "",
+            "name",
+            "name:AAAA",
+            &format!("n:{}", BASE64.encode([1; 64])),
+        ] {
+            assert!(
+                matches!(SigningKey::parse(bad), Err(KeyError::Secret { .. })),
+                "{bad}"
+            );
+        }
+        for bad in ["", "a b", "a:b"] {
+            assert!(
+                matches!(SigningKey::generate(bad), Err(KeyError::Name(_))),
+                "{bad}"
+            );
+        }
+    }
+}

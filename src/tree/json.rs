@@ -1,7 +1,7 @@
 //! JSON, token by token: for documents nested deeper than a parser that recurses can go.
 //!
 //! A legal listing nests 4,096 objects and more; `serde_json` stops at 128. Strings are bytes:
-//! Nix up to 2.9 writes names that are not UTF-8 as they are, and they are read as they are.
+//! Nix 2.8 writes names that are not UTF-8 as they are, and they are read as they are.
 
 use std::borrow::Cow;
 

@@ -154,7 +154,10 @@ fn says_what_is_wrong_with_an_entry() {
     assert_eq!(with(0, &[(20, 4)]), (4, "parent"));
     assert_eq!(with(4, &[(0, 0)]), (4, "parent"));
     assert_eq!(with(3, &[(24, 0)]), (3, "place in the NAR"));
-    assert_eq!(with(3, &std::array::from_fn::<_, 8, _>(|i| (16 + i, 0xff))).1, "size");
+    assert_eq!(
+        with(3, &std::array::from_fn::<_, 8, _>(|i| (16 + i, 0xff))).1,
+        "size"
+    );
     // A directory that is its own child: entry 1 claims itself.
     assert_eq!(with(0, &[(20, 0)]), (1, "place: it is in no directory"));
     // Names: strings are `abtcd`.
