@@ -288,14 +288,22 @@ impl Substituter {
             validator: None,
             accept_encoding: AS_IT_IS,
         };
-        let body = self.open_nar(url, &ask, deadline).await?;
-        let Some(total) = body.total else {
-            return Err(self.fail(FetchFailure::NoRanges, url));
-        };
-        match timeout_at(deadline.instant(), body.collect(n)).await {
-            Ok(bytes) => Ok((total, bytes?)),
-            Err(_) => Err(self.fail(FetchFailure::Deadline, url)),
-        }
+        let ask = &ask;
+        let tail = self
+            .retrying(deadline, || self.tail_once(url, n, ask))
+            .await;
+        tail.map_err(|failure| self.fail(failure, url))
+    }
+
+    async fn tail_once(
+        &self,
+        url: &str,
+        n: u64,
+        ask: &Ask,
+    ) -> Result<(u64, Vec<u8>), FetchFailure> {
+        let body = self.open(url, ask).await?.promised()?;
+        let total = body.total.ok_or(FetchFailure::NoRanges)?;
+        Ok((total, body.collect(n).await?))
     }
 
     async fn open_nar(
@@ -305,10 +313,8 @@ impl Substituter {
         deadline: Deadline,
     ) -> Result<NarBody, FetchError> {
         let opened = self.retrying(deadline, || self.open(url, ask)).await;
-        match opened {
-            Ok(Answer::Found(body)) => Ok(*body),
-            Ok(Answer::Absent(403)) => Err(self.fail(FetchFailure::Denied("403".into()), url)),
-            Ok(Answer::Absent(_)) => Err(self.fail(FetchFailure::Missing, url)),
+        match opened.and_then(Answer::promised) {
+            Ok(body) => Ok(body),
             Err(failure) => Err(self.fail(failure, url)),
         }
     }
@@ -343,10 +349,7 @@ impl Substituter {
             Answer::Found(body) => body,
         };
         let encoding = body.encoding.clone();
-        let bytes = body
-            .collect(small.limit)
-            .await
-            .map_err(|error| error.failure().clone())?;
+        let bytes = body.collect(small.limit).await?;
         if small.text && encoding.is_none() && bytes.trim_ascii_start().starts_with(b"<") {
             return Err(FetchFailure::NotACache("it answers with HTML or XML"));
         }
