@@ -92,8 +92,8 @@ impl Deadline {
     }
 }
 
-/// One substituter as configured.
-#[derive(Debug, Clone, Default)]
+/// One substituter as configured. Its `Debug` shows no secrets.
+#[derive(Clone, Default)]
 pub struct SubstituterConfig {
     /// `http://`, `https://`, `file://`, `s3://`, or an absolute path.
     pub url: String,
@@ -105,6 +105,18 @@ pub struct SubstituterConfig {
     pub token: Option<Secret>,
     /// File that holds the token, read when the substituter is made. Beats `token`.
     pub token_file: Option<PathBuf>,
+}
+
+impl fmt::Debug for SubstituterConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SubstituterConfig")
+            .field("url", &location::display(&self.url))
+            .field("priority", &self.priority)
+            .field("trusted", &self.trusted)
+            .field("token", &self.token)
+            .field("token_file", &self.token_file)
+            .finish()
+    }
 }
 
 /// A small file of a cache, as it came.

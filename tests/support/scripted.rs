@@ -18,15 +18,20 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
     time::Duration,
+};
+
+use rustls::{
+    ServerConfig, ServerConnection,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
 /// Something that replies wait for until the test opens it. Opened for good.
@@ -324,24 +329,36 @@ pub struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
+    scheme: &'static str,
 }
 
 impl Server {
     /// Listens on 127.0.0.1, on a port that the system picks. Answers 404 to everything.
     pub fn start() -> Self {
+        Self::listen(None)
+    }
+
+    /// The same with TLS; [`certificate`] is the one to trust.
+    pub fn start_tls() -> Self {
+        Self::listen(Some(Arc::new(tls())))
+    }
+
+    fn listen(tls: Option<Arc<ServerConfig>>) -> Self {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
         let accepting = shared.clone();
-        let acceptor = thread::spawn(move || accept(&listener, &accepting));
+        let acceptor = thread::spawn(move || accept(&listener, tls.as_ref(), &accepting));
         Self {
             address,
             shared,
             acceptor: Some(acceptor),
+            scheme,
         }
     }
 
-    /// `http://127.0.0.1:<port>`
+    /// `http://127.0.0.1:<port>`, or `https://…`.
     pub fn base(&self) -> String {
         self.url_on("127.0.0.1", "")
     }
@@ -353,7 +370,7 @@ impl Server {
 
     /// The URL of a path, under another name of this machine (`localhost`).
     pub fn url_on(&self, host: &str, path: &str) -> String {
-        format!("http://{host}:{}{path}", self.address.port())
+        format!("{}://{host}:{}{path}", self.scheme, self.address.port())
     }
 
     /// Serves the files below this directory where nothing is scripted.
@@ -447,7 +464,23 @@ impl Drop for Server {
     }
 }
 
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+/// The file with the certificate of [`Server::start_tls`].
+pub fn certificate() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/tls/certificate.pem")
+}
+
+fn tls() -> ServerConfig {
+    let key = PrivateKeyDer::from_pem_file(certificate().with_file_name("key.pem")).unwrap();
+    let chain = vec![CertificateDer::from_pem_file(certificate()).unwrap()];
+    ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap()
+}
+
+fn accept(listener: &TcpListener, tls: Option<&Arc<ServerConfig>>, shared: &Arc<Shared>) {
     for (id, stream) in listener.incoming().enumerate() {
         if shared.stopped.load(SeqCst) {
             return;
@@ -461,23 +494,30 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             continue;
         };
         shared.state().streams.insert(id, copy);
-        let shared = shared.clone();
+        let (shared, tls) = (shared.clone(), tls.cloned());
         thread::spawn(move || {
+            let _ = stream.set_nodelay(true);
             // However the client leaves is its own business.
-            let _ = converse(&stream, &shared);
+            let _ = match tls.map(ServerConnection::new) {
+                Some(Ok(mut tls)) => converse(rustls::Stream::new(&mut tls, &mut &stream), &shared),
+                Some(Err(error)) => Err(io::Error::other(error)),
+                None => converse(&stream, &shared),
+            };
             let _ = stream.shutdown(Shutdown::Both);
             shared.state().streams.remove(&id);
         });
     }
 }
 
-fn converse(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut reader = BufReader::new(stream);
-    while let Some(request) = read_request(&mut reader)? {
+/// One connection, plain or inside TLS.
+fn converse(stream: impl Read + Write, shared: &Shared) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    while let Some(request) = read_request(&mut stream)? {
         shared.state().requests.push(request.clone());
         let (reply, directory) = choose(&request, shared);
-        if !send(stream, &request, reply, directory, shared)? {
+        let goes_on = send(stream.get_mut(), &request, reply, directory, shared)?;
+        stream.get_mut().flush()?;
+        if !goes_on {
             break;
         }
     }
@@ -529,7 +569,7 @@ fn choose(request: &Request, shared: &Shared) -> (Reply, Option<PathBuf>) {
 
 /// Sends a reply; whether the connection can go on.
 fn send(
-    mut stream: &TcpStream,
+    stream: &mut impl Write,
     request: &Request,
     mut reply: Reply,
     directory: Option<PathBuf>,
