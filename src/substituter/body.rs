@@ -79,21 +79,19 @@ impl NarBody {
     /// Never a short file: an end before the announced size is [`FetchFailure::Truncated`]. After
     /// an error there is nothing more to be had. Dropping the future loses no bytes.
     pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        self.advance().await.map_err(|failure| {
+            self.names.counters.failure();
+            failure.at(&self.names.substituter, self.names.address.clone())
+        })
+    }
+
+    async fn advance(&mut self) -> Result<Option<Bytes>, FetchFailure> {
         if self.ended {
             return Ok(None);
         }
-        match self.step().await {
-            Ok(Some(piece)) => Ok(Some(piece)),
-            Ok(None) => {
-                self.ended = true;
-                Ok(None)
-            }
-            Err(failure) => {
-                self.ended = true;
-                self.names.counters.failure();
-                Err(failure.at(&self.names.substituter, self.names.address.clone()))
-            }
-        }
+        let step = self.step().await;
+        self.ended = !matches!(step, Ok(Some(_)));
+        step
     }
 
     async fn step(&mut self) -> Result<Option<Bytes>, FetchFailure> {
@@ -127,18 +125,15 @@ impl NarBody {
         }
     }
 
-    /// Everything, up to `limit` bytes.
-    pub(super) async fn collect(mut self, limit: u64) -> Result<Vec<u8>, FetchError> {
-        let too_large = |names: &Names| {
-            FetchFailure::TooLarge { limit }.at(&names.substituter, names.address.clone())
-        };
+    /// Everything, up to `limit` bytes. Failures are not counted: this may be tried again.
+    pub(super) async fn collect(mut self, limit: u64) -> Result<Vec<u8>, FetchFailure> {
         if self.expected.is_some_and(|expected| expected > limit) {
-            return Err(too_large(&self.names));
+            return Err(FetchFailure::TooLarge { limit });
         }
         let mut all = Vec::with_capacity(self.expected.unwrap_or(0) as usize);
-        while let Some(piece) = self.next().await? {
+        while let Some(piece) = self.advance().await? {
             if all.len() as u64 + piece.len() as u64 > limit {
-                return Err(too_large(&self.names));
+                return Err(FetchFailure::TooLarge { limit });
             }
             all.extend_from_slice(&piece);
         }
@@ -344,7 +339,7 @@ mod tests {
             .collect(29)
             .await
             .unwrap_err();
-        assert_eq!(limited.slug(), "too-large");
+        assert_eq!(limited, FetchFailure::TooLarge { limit: 29 });
         assert_eq!(
             body(three_tens(), None, WINDOW)
                 .collect(30)

@@ -6,7 +6,7 @@ use std::{fmt, io, sync::Arc, time::Duration};
 ///
 /// Cheap to clone, because every reader that waited for one fetch gets the same error.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("substituter {substituter}: {address}: {failure}")]
+#[error("{address}{}: {failure}", Whose(.substituter, .address))]
 pub struct FetchError {
     substituter: Arc<str>,
     address: Arc<str>,
@@ -113,6 +113,18 @@ pub enum FetchFailure {
     /// S3 credentials that could not be found or used.
     #[error("S3 credentials: {0}")]
     Credentials(String),
+}
+
+/// Whose file it is, where its address does not say so.
+struct Whose<'a>(&'a str, &'a str);
+
+impl fmt::Display for Whose<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1.starts_with(self.0) {
+            true => Ok(()),
+            false => write!(f, " (of substituter {})", self.0),
+        }
+    }
 }
 
 /// A status' wish for patience, for its message.

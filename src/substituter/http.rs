@@ -53,6 +53,17 @@ pub(super) enum Answer {
     Found(Box<NarBody>),
 }
 
+impl Answer {
+    /// The body of something that a narinfo promised.
+    pub(super) fn promised(self) -> Result<NarBody, FetchFailure> {
+        match self {
+            Self::Found(body) => Ok(*body),
+            Self::Absent(403) => Err(FetchFailure::Denied("403".into())),
+            Self::Absent(_) => Err(FetchFailure::Missing),
+        }
+    }
+}
+
 /// Whoever sends requests for one substituter.
 #[derive(Debug, Clone)]
 pub(super) struct Getter {

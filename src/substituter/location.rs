@@ -217,6 +217,11 @@ pub(super) fn shown(url: &Url) -> String {
     format!("{text}{}", if query { "?…" } else { "" })
 }
 
+/// What a user wrote as a URL, as it may be shown.
+pub(super) fn display(text: &str) -> String {
+    Location::parse(text).map_or_else(|_| masked(text), |location| location.name)
+}
+
 /// A text that may be a URL with a password in it, but did not parse as one.
 fn masked(text: &str) -> String {
     let text = text.split(['?', '#']).next().unwrap_or_default();

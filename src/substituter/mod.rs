@@ -92,8 +92,8 @@ impl Deadline {
     }
 }
 
-/// One substituter as configured.
-#[derive(Debug, Clone, Default)]
+/// One substituter as configured. Its `Debug` shows no secrets.
+#[derive(Clone, Default)]
 pub struct SubstituterConfig {
     /// `http://`, `https://`, `file://`, `s3://`, or an absolute path.
     pub url: String,
@@ -105,6 +105,18 @@ pub struct SubstituterConfig {
     pub token: Option<Secret>,
     /// File that holds the token, read when the substituter is made. Beats `token`.
     pub token_file: Option<PathBuf>,
+}
+
+impl fmt::Debug for SubstituterConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SubstituterConfig")
+            .field("url", &location::display(&self.url))
+            .field("priority", &self.priority)
+            .field("trusted", &self.trusted)
+            .field("token", &self.token)
+            .field("token_file", &self.token_file)
+            .finish()
+    }
 }
 
 /// A small file of a cache, as it came.
@@ -294,14 +306,22 @@ impl Substituter {
             validator: None,
             accept_encoding: AS_IT_IS,
         };
-        let body = self.open_nar(url, &ask, deadline).await?;
-        let Some(total) = body.total else {
-            return Err(self.fail(FetchFailure::NoRanges, url));
-        };
-        match timeout_at(deadline.instant(), body.collect(n)).await {
-            Ok(bytes) => Ok((total, bytes?)),
-            Err(_) => Err(self.fail(FetchFailure::Deadline, url)),
-        }
+        let ask = &ask;
+        let tail = self
+            .retrying(deadline, || self.tail_once(url, n, ask))
+            .await;
+        tail.map_err(|failure| self.fail(failure, url))
+    }
+
+    async fn tail_once(
+        &self,
+        url: &str,
+        n: u64,
+        ask: &Ask,
+    ) -> Result<(u64, Vec<u8>), FetchFailure> {
+        let body = self.open(url, ask).await?.promised()?;
+        let total = body.total.ok_or(FetchFailure::NoRanges)?;
+        Ok((total, body.collect(n).await?))
     }
 
     async fn open_nar(
@@ -311,10 +331,8 @@ impl Substituter {
         deadline: Deadline,
     ) -> Result<NarBody, FetchError> {
         let opened = self.retrying(deadline, || self.open(url, ask)).await;
-        match opened {
-            Ok(Answer::Found(body)) => Ok(*body),
-            Ok(Answer::Absent(403)) => Err(self.fail(FetchFailure::Denied("403".into()), url)),
-            Ok(Answer::Absent(_)) => Err(self.fail(FetchFailure::Missing, url)),
+        match opened.and_then(Answer::promised) {
+            Ok(body) => Ok(body),
             Err(failure) => Err(self.fail(failure, url)),
         }
     }
@@ -349,10 +367,7 @@ impl Substituter {
             Answer::Found(body) => body,
         };
         let encoding = body.encoding.clone();
-        let bytes = body
-            .collect(small.limit)
-            .await
-            .map_err(|error| error.failure().clone())?;
+        let bytes = body.collect(small.limit).await?;
         if small.text && encoding.is_none() && bytes.trim_ascii_start().starts_with(b"<") {
             return Err(FetchFailure::NotACache("it answers with HTML or XML"));
         }

@@ -32,6 +32,9 @@ pub struct HttpOptions {
     pub connections: usize,
     /// `netrc-file`. A file that does not exist is no error.
     pub netrc: Option<PathBuf>,
+    /// `ssl-cert-file`: PEM file of the only certificates to trust. Without it `NIX_SSL_CERT_FILE`
+    /// names them, else `SSL_CERT_FILE` and `SSL_CERT_DIR` (beside the system's own).
+    pub ssl_cert_file: Option<PathBuf>,
     /// The `User-Agent`.
     pub user_agent: String,
     /// Whether `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` count.
@@ -46,6 +49,7 @@ impl Default for HttpOptions {
             retry: RetryPolicy::default(),
             connections: 25,
             netrc: None,
+            ssl_cert_file: None,
             user_agent: concat!("narfs/", env!("CARGO_PKG_VERSION")).into(),
             proxy_from_environment: true,
         }
@@ -129,13 +133,12 @@ fn read_netrc(path: &Path) -> Result<Netrc, SubstituterError> {
 }
 
 fn client(options: &HttpOptions) -> Result<(Client, Option<String>), SubstituterError> {
-    if let Some(path) = std::env::var_os("NIX_SSL_CERT_FILE").filter(|path| !path.is_empty()) {
-        let certificates = certificates(Path::new(&path))?;
-        let client = builder(options)
-            .tls_certs_only(certificates)
-            .build()
-            .map_err(unusable)?;
-        return Ok((client, None));
+    let given = options.ssl_cert_file.clone();
+    let of_nix = || std::env::var_os("NIX_SSL_CERT_FILE").filter(|path| !path.is_empty());
+    if let Some(path) = given.or_else(|| of_nix().map(Into::into)) {
+        let certificates = certificates(&path)?;
+        let client = builder(options).tls_certs_only(certificates);
+        return Ok((client.build().map_err(unusable)?, None));
     }
     // The system's certificates, or SSL_CERT_FILE and SSL_CERT_DIR (rustls-native-certs).
     match builder(options).build() {
