@@ -61,6 +61,13 @@ fn setting(spec: &KeySpec) -> String {
 }
 
 const AFTER: &str = "\
+A cache can also be a table, with these keys:
+  url          its URL
+  priority     a whole number; caches with lower ones are asked first; else what the cache states
+  trusted      true if its paths need no signature
+  token-file   a file with a bearer token, sent with every request to this cache
+In a URL, the parameters priority and trusted do the same: https://cache.example.org?priority=10
+
 Files:
   /etc/narfs/config.toml               configuration of the machine
   $XDG_CONFIG_HOME/narfs/config.toml   configuration of the user (else ~/.config/narfs/config.toml)

@@ -23,6 +23,9 @@ Exit status:
   127  `narfs run`: there is no such program
   130  interrupted from the keyboard
 
+Verbs for narfs itself:
+  daemon     serves a state directory; started by mount and run, see `narfs daemon --help`
+
 Configuration:
   Every setting has a key in the configuration file, an environment variable and a flag; \
 `narfs config --help` lists them, `narfs config` shows what is in effect and why. Flags win over \

@@ -57,34 +57,25 @@ pub struct Cli {
     pub settings: SettingFlags,
 }
 
-/// What to do.
+/// What to do: one verb for each file of this module.
 #[derive(Debug, Subcommand)]
+#[allow(
+    missing_docs,
+    reason = "clap would print comments here instead of the verbs' own help"
+)]
 pub enum Command {
-    /// `narfs demo`
     Demo(demo::DemoArgs),
-    /// `narfs run`
     Run(run::RunArgs),
-    /// `narfs mount`
     Mount(mount::MountArgs),
-    /// `narfs umount`
     Umount(umount::UmountArgs),
-    /// `narfs status`
     Status(status::StatusArgs),
-    /// `narfs prefetch`
     Prefetch(prefetch::PrefetchArgs),
-    /// `narfs ls`
     Ls(ls::LsArgs),
-    /// `narfs cat`
     Cat(cat::CatArgs),
-    /// `narfs path-info`
     PathInfo(path_info::PathInfoArgs),
-    /// `narfs check`
     Check(check::CheckArgs),
-    /// `narfs gc`
     Gc(gc::GcArgs),
-    /// `narfs config`
     Config(config::ConfigArgs),
-    /// `narfs daemon`
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
 }

@@ -23,30 +23,30 @@ fn config_arg() -> Arg {
         .value_parser(clap::value_parser!(PathBuf))
         .global(true)
         .help_heading(HEADING)
-        .help("Read this configuration file, and not those in the standard places [env: NARFS_CONFIG]")
+        .help("Read this configuration file, and not those in the standard places")
+        .long_help("Read this configuration file, and not those in the standard places.\n\n[env: NARFS_CONFIG]")
 }
 
 fn arg(spec: &'static KeySpec) -> Arg {
-    let help = spec.help_text().trim_end_matches('.');
-    let repeated = if spec.kind.is_list() {
-        " (may be repeated)"
-    } else {
-        ""
+    let help = spec.help_text();
+    let repeated = match spec.kind.is_list() {
+        true => " May be repeated; what is given replaces the list that was set elsewhere.",
+        false => "",
     };
     let values = match spec.kind {
-        Kind::Choice(names) => format!(" [values: {}]", names.join(", ")),
+        Kind::Choice(names) => format!("[values: {}]\n", names.join(", ")),
         _ => String::new(),
     };
+    let (default, env) = (spec.default_text(), spec.env);
     let arg = Arg::new(spec.flag)
         .long(spec.flag)
         .value_name(spec.kind.placeholder())
         .global(true)
         .hide(!spec.prominent)
         .help_heading(HEADING)
-        .help(format!(
-            "{help}{repeated}{values} [default: {}] [env: {}]",
-            spec.default_text(),
-            spec.env
+        .help(first_clause(help))
+        .long_help(format!(
+            "{help}{repeated}\n\n{values}[default: {default}]\n[env: {env}]"
         ));
     match spec.kind {
         kind if kind.is_list() => arg.action(ArgAction::Append),
@@ -57,6 +57,15 @@ fn arg(spec: &'static KeySpec) -> Arg {
             .default_missing_value("true"),
         _ => arg.action(ArgAction::Set),
     }
+}
+
+/// What `-h` shows: up to the first mark, with no mark at the end.
+fn first_clause(help: &str) -> &str {
+    let end = [". ", ": ", "; "]
+        .iter()
+        .filter_map(|mark| help.find(mark))
+        .min();
+    help[..end.unwrap_or(help.len())].trim_end_matches('.')
 }
 
 impl Args for SettingFlags {

@@ -1,6 +1,6 @@
 //! Which binary caches are asked, and whose signatures count.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use toml::{Spanned, de::DeValue};
 use url::Url;
@@ -31,7 +31,7 @@ const SAFE_PARAMETERS: [&str; 7] = [
 ];
 
 /// A binary cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct CacheConfig {
     /// Its URL, possibly with credentials: show it through [`mask_url`] only.
     pub url: Url,
@@ -78,6 +78,18 @@ pub fn mask_url(url: &str) -> String {
         }
     }
     parsed.into()
+}
+
+/// Masked, as everything that may reach a log.
+impl fmt::Debug for CacheConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheConfig")
+            .field("url", &self.shown_url())
+            .field("priority", &self.priority)
+            .field("trusted", &self.trusted)
+            .field("token_file", &self.token_file)
+            .finish()
+    }
 }
 
 impl CacheConfig {

@@ -24,6 +24,8 @@ mod nix_conf;
 mod nix_import;
 mod origin;
 mod print;
+#[cfg(test)]
+mod tests;
 mod types;
 pub mod units;
 mod value;
@@ -36,4 +38,6 @@ pub use load::{Environment, Flags, load};
 pub use nix_conf::{Setting, parse as parse_nix_conf};
 pub use origin::Origin;
 pub use print::Secrets;
-pub use types::{AllowOther, ByteSize, Color, LogFormat, OpenMode, Quota, Threads, Verify};
+pub use types::{
+    AllowOther, ByteSize, Color, LogFormat, OpenMode, Quota, Threads, TimeToLive, Verify,
+};

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::{
-    Config, ConfigError, Origin, file,
+    CacheConfig, Config, ConfigError, Origin, file,
     keys::Raw,
     nix_conf,
     value::{Context, MAX_COUNT},
@@ -26,7 +26,7 @@ enum Into {
     Same,
     /// A number of seconds; 0 means no limit to Nix, and our default to us, as nothing here
     /// waits without a limit.
-    Seconds,
+    TimeOut,
     /// A number; 0 means no limit to Nix.
     Count,
 }
@@ -39,19 +39,19 @@ const SETTINGS: [(&str, &str, Into); 14] = [
     ("extra-trusted-public-keys", "trusted-keys", Into::Extra),
     ("netrc-file", "netrc-file", Into::Same),
     ("require-sigs", "require-signatures", Into::Same),
-    ("connect-timeout", "connect-timeout", Into::Seconds),
-    ("stalled-download-timeout", "stall-timeout", Into::Seconds),
+    ("connect-timeout", "connect-timeout", Into::TimeOut),
+    ("stalled-download-timeout", "stall-timeout", Into::TimeOut),
     ("download-attempts", "tries", Into::Count),
     ("http-connections", "connections", Into::Count),
     (
         "narinfo-cache-positive-ttl",
         "narinfo-ttl-positive",
-        Into::Seconds,
+        Into::Same,
     ),
     (
         "narinfo-cache-negative-ttl",
         "narinfo-ttl-negative",
-        Into::Seconds,
+        Into::Same,
     ),
     // Older names that Nix still reads (aliases in `libstore/globals.hh`).
     ("binary-caches", "caches", Into::List),
@@ -120,8 +120,8 @@ fn collect(path: &Path, depth: usize, into: &mut Collected) -> Result<(), Config
         match how {
             Into::List | Into::Same => into.settings.push((ours, value, origin)),
             Into::Extra => into.extra.push((ours, value, origin)),
-            Into::Seconds if value == "0" => {}
-            Into::Seconds => into.settings.push((ours, value, origin)),
+            Into::TimeOut if value == "0" => {}
+            Into::TimeOut => into.settings.push((ours, value, origin)),
             Into::Count if value == "0" => {
                 into.settings.push((ours, MAX_COUNT.to_string(), origin))
             }
@@ -138,11 +138,30 @@ fn set(
     context: Context<'_>,
     origin: Origin,
 ) -> Result<(), ConfigError> {
+    let readable = match key {
+        "caches" => only_caches(config, value, &origin),
+        _ => value.to_string(),
+    };
     config
-        .set(key, &Raw::Text(value), context, origin.clone())
+        .set(key, &Raw::Text(&readable), context, origin.clone())
         .map_err(|bad| ConfigError::Value {
             origin,
             key,
             message: bad.message,
         })
+}
+
+/// The URLs in `value` that narfs can read. Nix reads other kinds of stores too (`ssh://`,
+/// `daemon`, a path): these are left out with a warning.
+fn only_caches(config: &mut Config, value: &str, origin: &Origin) -> String {
+    let mut kept = Vec::new();
+    for url in value.split_ascii_whitespace() {
+        match CacheConfig::parse(url) {
+            Ok(_) => kept.push(url),
+            Err(why) => config
+                .warnings
+                .push(format!("{origin}: a substituter is left out: {why}")),
+        }
+    }
+    kept.join(" ")
 }

@@ -91,7 +91,11 @@ impl Config {
                 Origin::Environment(_) => "environment",
                 Origin::Flag(_) => "flag",
             };
-            let value = self.value(name, Secrets::Masked);
+            // An optional path that is not set.
+            let unset = |value: &toml::Value| value.as_str() == Some("");
+            let value = self
+                .value(name, Secrets::Masked)
+                .filter(|value| !unset(value));
             serde_json::json!({ "value": value, "origin": origin.to_string(), "source": source })
         };
         KEYS.iter()

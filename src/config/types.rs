@@ -1,10 +1,10 @@
 //! The types of settings that have a few values with names.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use super::{
     Secrets, units,
-    value::{BadValue, Context, Kind, MAX_COUNT, Value},
+    value::{BadValue, Context, Kind, MAX_COUNT, Value, no_time},
 };
 
 /// An enum of named values that is a setting.
@@ -97,6 +97,24 @@ choice! {
         Yes = "true",
         /// No.
         No = "false",
+    }
+}
+
+/// How long an answer counts; zero for not at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TimeToLive(pub Duration);
+
+impl Value for TimeToLive {
+    const KIND: Kind = Kind::Duration;
+
+    fn from_text(text: &str, _: Context<'_>) -> Result<Self, BadValue> {
+        units::parse_duration(text)
+            .map(Self)
+            .ok_or_else(|| no_time(text))
+    }
+
+    fn to_toml(&self, _: Secrets) -> toml::Value {
+        units::format_duration(self.0).into()
     }
 }
 

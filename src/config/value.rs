@@ -239,17 +239,23 @@ impl Value for u32 {
     }
 }
 
+/// Why `text` is no time.
+pub(super) fn no_time(text: &str) -> BadValue {
+    BadValue::new(format!(
+        "{text:?} is no time: write \"30s\", \"500ms\", \"2m\", \"1h\" or \"30d\""
+    ))
+}
+
+/// A time-out: nothing waits for ever, and nothing can be done in no time.
 impl Value for Duration {
     const KIND: Kind = Kind::Duration;
 
     fn from_text(text: &str, _: Context<'_>) -> Result<Self, BadValue> {
-        units::parse_duration(text)
-            .filter(|duration| !duration.is_zero())
-            .ok_or_else(|| {
-                BadValue::new(format!(
-                    "{text:?} is no time: write \"30s\", \"500ms\", \"2m\", \"1h\" or \"30d\""
-                ))
-            })
+        match units::parse_duration(text) {
+            Some(Duration::ZERO) => Err(BadValue::new("a time-out has to be longer than nothing")),
+            Some(duration) => Ok(duration),
+            None => Err(no_time(text)),
+        }
     }
 
     fn to_toml(&self, _: Secrets) -> toml::Value {
