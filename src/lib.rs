@@ -20,6 +20,8 @@ pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod content;
+pub mod daemon;
+pub mod fuse;
 pub mod nix;
 pub mod store;
 pub mod substituter;

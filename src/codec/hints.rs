@@ -4,9 +4,6 @@
 
 use crate::nix::Compression;
 
-/// Bytes of a file's beginning that are enough for [`hints_at_blocks`].
-pub const HEAD: usize = 32;
-
 /// Whether `head`, the first bytes of a packed NAR of `nar_size` bytes, is that of a file whose
 /// first block or frame says that it holds less than the whole NAR.
 ///

@@ -85,10 +85,6 @@ impl Lanes {
         Transfer { lanes: self, id, lane, flows: false }
     }
 
-    /// Transfers of the demand lane that bring bytes at this moment.
-    pub fn demand_flowing(&self) -> usize {
-        self.traffic.borrow().demand_flowing
-    }
 }
 
 /// One transfer's place in the lanes; leaves them when dropped.

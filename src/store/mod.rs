@@ -54,7 +54,7 @@ pub use counters::{Counter, Counters};
 pub use error::StoreError;
 pub use ids::{Node, NodeId, Slot, ViewId};
 pub use lanes::Lane;
-pub use nodes::{Attr, Directory, DirectoryEntry, Found, Kind, Step};
+pub use nodes::{Attr, Directory, DirectoryEntry, Found, Kind, Lasts, Step};
 pub use path::{LastError, Path};
 pub use settings::{Settings, Verify};
 pub use upkeep::{CheckReport, Problem};
@@ -87,6 +87,17 @@ pub enum Event {
 /// A lazy store. Clones share it.
 #[derive(Clone)]
 pub struct Store(Arc<Core>);
+
+/// A store that may be gone.
+#[derive(Clone)]
+pub struct WeakStore(Weak<Core>);
+
+impl WeakStore {
+    /// The store, while somebody keeps it.
+    pub fn upgrade(&self) -> Option<Store> {
+        self.0.upgrade().map(Store)
+    }
+}
 
 pub(crate) struct Core {
     pub(crate) settings: Settings,
@@ -141,6 +152,11 @@ impl Store {
             started: SystemTime::now(),
             settings,
         })))
+    }
+
+    /// A handle that does not keep the store alive.
+    pub fn downgrade(&self) -> WeakStore {
+        WeakStore(Arc::downgrade(&self.0))
     }
 
     /// Counters since the start.

@@ -60,8 +60,19 @@ pub struct Attr {
     pub size: u64,
     /// Modification time since the epoch.
     pub mtime: Duration,
-    /// Whether it can ever change: only status files do.
-    pub immutable: bool,
+    /// How long it stays as it is.
+    pub lasts: Lasts,
+}
+
+/// How long an answer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasts {
+    /// What is in a store path never changes.
+    Forever,
+    /// Directories that grow as paths become known: new names may be missing for a moment.
+    Shortly,
+    /// Status files.
+    No,
 }
 
 /// What a name leads to.
@@ -114,7 +125,7 @@ impl Store {
 
     fn lookup_root(&self, view: ViewId, name: &[u8]) -> Step<Found> {
         if name == STATUS_DIR.as_bytes() {
-            return Step::Ready(Ok(Found::Node(directory_attr(Node::StatusDir(view)))));
+            return Step::Ready(Ok(Found::Node(self.0.listing_attr(Node::StatusDir(view)))));
         }
         // Programs probe all kinds of names in a directory; only store paths are worth a request.
         let Ok(path) = StorePath::from_bytes(name) else { return Step::Ready(Ok(Found::Never)) };
@@ -149,7 +160,7 @@ impl Store {
     pub fn attr(&self, node: NodeId) -> Step<Attr> {
         self.0.counters.getattrs.add(1);
         match node.node() {
-            Some(n @ (Node::Root(_) | Node::StatusDir(_))) => Step::Ready(Ok(directory_attr(n))),
+            Some(n @ (Node::Root(_) | Node::StatusDir(_))) => Step::Ready(Ok(self.0.listing_attr(n))),
             Some(n @ (Node::Summary(_) | Node::Status(_))) => Step::Ready(Ok(self.0.status_attr(n))),
             Some(Node::Entry { view, slot, entry }) => self.with_path(slot, move |_, path| {
                 entry_attr(view, path, entry).ok_or(StoreError::NoNode)
@@ -382,9 +393,6 @@ impl Core {
     }
 }
 
-fn directory_attr(node: Node) -> Attr {
-    Attr { node: NodeId::of(node), kind: Kind::Directory, size: 0, mtime: STORE_MTIME, immutable: true }
-}
 
 fn kind_of(path: &Path, entry: EntryIndex) -> Option<Kind> {
     Some(match path.tree.node(entry)? {
@@ -402,7 +410,7 @@ fn entry_attr(view: ViewId, path: &Path, entry: EntryIndex) -> Option<Attr> {
         tree::Node::Symlink { target } => (ViewId::WHOLE, target.len() as u64),
     };
     let node = NodeId::of(Node::Entry { view, slot: path.slot, entry });
-    Some(Attr { node, kind: kind_of(path, entry)?, size, mtime: STORE_MTIME, immutable: true })
+    Some(Attr { node, kind: kind_of(path, entry)?, size, mtime: STORE_MTIME, lasts: Lasts::Forever })
 }
 
 fn lookup_inside(view: ViewId, path: &Path, dir: EntryIndex, name: &[u8]) -> Result<Found, StoreError> {
@@ -444,7 +452,7 @@ impl Directory {
                     DirectoryEntry {
                         next: slot.0.into(),
                         name: path.to_string().into_bytes(),
-                        attr: Attr { node, kind: *kind, size: 0, mtime: STORE_MTIME, immutable: true },
+                        attr: Attr { node, kind: *kind, size: 0, mtime: STORE_MTIME, lasts: Lasts::Forever },
                     }
                 }),
             ),
@@ -499,7 +507,7 @@ fn status_entry(next: u64, name: String, node: Node) -> DirectoryEntry {
             kind: Kind::File { executable: false },
             size: status::DOCUMENT_SIZE as u64,
             mtime,
-            immutable: false,
+            lasts: Lasts::No,
         },
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -103,6 +103,7 @@ pub(super) struct SlotEntry {
 pub(super) struct PathTable {
     digests: RwLock<HashMap<StorePathHash, Slot>>,
     slots: RwLock<Vec<Option<SlotEntry>>>,
+    version: AtomicU64,
 }
 
 macro_rules! lock {
@@ -135,6 +136,7 @@ impl PathTable {
             *newest = slot;
         }
         slots[at] = Some(entry);
+        self.version.fetch_add(1, Relaxed);
     }
 
     /// An admitted path takes its place.
@@ -147,7 +149,13 @@ impl PathTable {
     pub fn retire(&self, slot: Slot) {
         if let Some(entry) = lock!(self.slots, write).get_mut(slot.0 as usize) {
             *entry = None;
+            self.version.fetch_add(1, Relaxed);
         }
+    }
+
+    /// Changes whenever a path becomes known or goes.
+    pub fn version(&self) -> u64 {
+        self.version.load(Relaxed)
     }
 
     /// The newest slot of a digest.

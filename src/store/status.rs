@@ -16,7 +16,7 @@ use narfs_state_schema::{
 };
 
 use super::{
-    Attr, Core, Kind, Node, NodeId, Path, Slot, Store, StoreError,
+    Attr, Core, Kind, Lasts, Node, NodeId, Path, Slot, Store, StoreError,
     path::LastError,
 };
 use crate::{
@@ -93,8 +93,15 @@ impl Core {
             kind: Kind::File { executable: false },
             size: DOCUMENT_SIZE as u64,
             mtime: self.status_clock.changed_at(id, fingerprint),
-            immutable: false,
+            lasts: Lasts::No,
         }
+    }
+
+    /// Attributes of a directory whose names are those of the known paths.
+    pub(super) fn listing_attr(&self, node: Node) -> Attr {
+        let id = NodeId::of(node);
+        let mtime = self.status_clock.changed_at(id, self.paths.version());
+        Attr { node: id, kind: Kind::Directory, size: 0, mtime, lasts: Lasts::Shortly }
     }
 
     /// Changes whenever the document does.

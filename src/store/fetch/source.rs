@@ -25,7 +25,6 @@ pub(crate) struct Source {
     pub substituter: Substituter,
     pub url: String,
     pub compression: Compression,
-    pub file_size: Option<u64>,
     /// The cache answered a range with the whole file.
     no_ranges: AtomicBool,
     damaged: Mutex<Option<(Instant, String)>>,
@@ -36,16 +35,15 @@ pub(crate) struct Source {
 
 impl Source {
     /// The source that a cache's narinfo names.
-    pub fn of(offer: &Offer) -> Self {
+    pub(in crate::store) fn of(offer: &Offer) -> Self {
         Self::new(offer.substituter.clone(), &offer.narinfo)
     }
 
-    pub fn new(substituter: Substituter, narinfo: &NarInfo) -> Self {
+    pub(super) fn new(substituter: Substituter, narinfo: &NarInfo) -> Self {
         Self {
             substituter,
             url: narinfo.url.clone(),
             compression: narinfo.compression,
-            file_size: narinfo.file_size,
             no_ranges: AtomicBool::new(false),
             damaged: Mutex::new(None),
             checkpoints: Mutex::new(Vec::new()),

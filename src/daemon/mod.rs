@@ -1,0 +1,23 @@
+//! One process for a state directory: its store, its mounts, its control socket, its end.
+//!
+//! ```text
+//! open.rs      the configuration ──▶ a store
+//! serve.rs     mounts, signals, readiness, idle end
+//! protocol.rs  what is said over the control socket
+//! server.rs    the socket              service.rs   what is answered, with a store at hand
+//! client.rs    the other end: a running daemon, or the store opened on the spot
+//! spawn.rs     a daemon in the background
+//! namespace.rs a private /nix/store for one program (`narfs run`)
+//! ```
+
+pub mod client;
+pub mod namespace;
+mod open;
+pub mod protocol;
+mod serve;
+mod server;
+mod service;
+pub mod spawn;
+
+pub use open::{open_store, open_store_in, runtime};
+pub use serve::{Serve, serve};

@@ -1,0 +1,124 @@
+//! From the configuration to a store.
+
+use std::{path::Path, time::Duration};
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{
+    cli::{Exit, Failure},
+    config::{self, CacheConfig, Config},
+    content::{ContentError, ContentStore},
+    nix::TrustedKeys,
+    store::{Settings, Store, Verify},
+    substituter::{HttpOptions, RetryPolicy, Substituter, SubstituterConfig, Transport},
+};
+
+/// Stack of a runtime thread, in bytes: deep enough for TLS handshakes in debug builds.
+const STACK: usize = 2 << 20;
+/// Most threads that decode, hash or touch the disk at a time; two for each stream.
+const BLOCKING_THREADS: usize = 128;
+/// How long an idle thread of those is kept: a burst of reads comes in seconds.
+const KEEP_THREADS: Duration = Duration::from_secs(5);
+
+/// The runtime that a store's tasks run on.
+///
+/// # Errors
+/// When the system gives no threads.
+pub fn runtime() -> Result<Runtime, Failure> {
+    Builder::new_multi_thread()
+        .thread_name("narfs-io")
+        .thread_stack_size(STACK)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(KEEP_THREADS)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::System, "the runtime can't be started").because(&e))
+}
+
+/// The store of the configured state directory, which this process holds from now on.
+///
+/// # Errors
+/// With what to do: another process holds it, it can't be written, a cache's URL is wrong.
+pub fn open_store(config: &Config, runtime: &Runtime) -> Result<Store, Failure> {
+    open_store_in(config, &config.state_dir, runtime)
+}
+
+/// As [`open_store`], in another directory.
+///
+/// # Errors
+/// As [`open_store`].
+pub fn open_store_in(config: &Config, dir: &Path, runtime: &Runtime) -> Result<Store, Failure> {
+    let settings = settings(config)?;
+    let substituters = substituters(config)?;
+    let content = ContentStore::open(dir).map_err(|e| {
+        let exit = match e {
+            ContentError::InUse { .. } => Exit::Unavailable,
+            _ => Exit::System,
+        };
+        Failure::from_error(exit, &e)
+    })?;
+    Store::new(content, substituters, settings, config.tries, runtime.handle().clone())
+        .map_err(|e| Failure::from_error(Exit::Failure, &e))
+}
+
+fn settings(config: &Config) -> Result<Settings, Failure> {
+    let keys = TrustedKeys::parse(&config.trusted_keys.0).map_err(|e| {
+        let origin = config.origin("trusted-keys");
+        Failure::from_error(Exit::Usage, &e).hint(format!("the key comes from {origin}; write NAME:BASE64"))
+    })?;
+    let default = Settings::default();
+    Ok(Settings {
+        keys,
+        require_signatures: config.require_signatures,
+        verify: match config.verify {
+            config::Verify::Stream => Verify::Stream,
+            config::Verify::BeforeRead => Verify::BeforeRead,
+        },
+        lookup_timeout: capped(config.lookup_timeout),
+        index_timeout: capped(default.index_timeout),
+        read_timeout: capped(config.read_timeout),
+        request_cap: capped(default.request_cap),
+        positive_ttl: config.narinfo_ttl_positive.0,
+        negative_ttl: config.narinfo_ttl_negative.0,
+        connections: config.connections as usize,
+        hedge_after: default.hedge_after,
+        read_ahead: config.read_ahead.0,
+    })
+}
+
+/// At most half of the time after which the kernel would abort the whole mount.
+fn capped(timeout: Duration) -> Duration {
+    let limit = std::fs::read_to_string("/proc/sys/fs/fuse/max_request_timeout");
+    match limit.ok().and_then(|text| text.trim().parse().ok()) {
+        Some(seconds @ 1..) => timeout.min(Duration::from_secs(seconds) / 2),
+        _ => timeout,
+    }
+}
+
+fn substituters(config: &Config) -> Result<Vec<Substituter>, Failure> {
+    let wrong = |e: &dyn std::error::Error| Failure::from_error(Exit::Usage, e);
+    let options = HttpOptions {
+        connect_timeout: config.connect_timeout,
+        stall_timeout: config.stall_timeout,
+        retry: RetryPolicy { tries: config.tries, ..RetryPolicy::default() },
+        connections: config.connections as usize,
+        netrc: config.netrc_file.clone(),
+        ..HttpOptions::default()
+    };
+    let transport = Transport::new(options).map_err(|e| wrong(&e))?;
+    config
+        .caches
+        .iter()
+        .map(|cache| Substituter::new(&of(cache), &transport).map_err(|e| wrong(&e)))
+        .collect()
+}
+
+fn of(cache: &CacheConfig) -> SubstituterConfig {
+    SubstituterConfig {
+        url: cache.url.to_string(),
+        priority: cache.priority,
+        trusted: cache.trusted,
+        token: None,
+        token_file: cache.token_file.clone(),
+    }
+}

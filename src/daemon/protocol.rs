@@ -1,0 +1,156 @@
+//! What is said over the control socket, `control.sock` in the state directory.
+//!
+//! One request a connection, as one line of JSON; with [`Request::Attach`] comes a descriptor of
+//! `/dev/fuse`. Answers are lines of JSON, the last of which is no [`Reply::Progress`]. Both ends
+//! are of one version of narfs: a daemon of another version says so in [`Reply::Refused`].
+
+use narfs_state_schema::{PathStatus, Summary};
+use serde::{Deserialize, Serialize};
+
+use crate::store::CheckReport;
+
+/// Name of the socket in the state directory.
+pub const SOCKET: &str = "control.sock";
+/// Longest line, in bytes: a status of 100,000 paths.
+pub const MAX_LINE: u64 = 256 << 20;
+
+/// A request with the version of who asks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Version of the client.
+    pub version: String,
+    /// What it asks.
+    pub request: Request,
+}
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Who are you?
+    Info,
+    /// How far are these paths (all, if none is named)?
+    Status {
+        /// Base names of store paths.
+        paths: Vec<String>,
+    },
+    /// Serve the mount whose descriptor comes along.
+    Attach,
+    /// Make this path known and say whether that works.
+    Admit {
+        /// Base name of a store path.
+        path: String,
+    },
+    /// Fetch all of these.
+    Prefetch {
+        /// Base names of store paths.
+        paths: Vec<String>,
+        /// And everything they refer to.
+        closure: bool,
+    },
+    /// Hash what is kept.
+    Check {
+        /// Base names of store paths; all, if none is named.
+        paths: Vec<String>,
+        /// Drop what is damaged and fetch it again.
+        repair: bool,
+    },
+    /// Make room.
+    Gc {
+        /// Bytes that may stay; without it, all that no root keeps goes.
+        to: Option<u64>,
+        /// Only say what would go.
+        dry_run: bool,
+    },
+    /// End.
+    Stop,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To [`Request::Info`].
+    Info(Info),
+    /// To [`Request::Status`].
+    Status {
+        /// Totals.
+        summary: Box<Summary>,
+        /// The paths asked for.
+        paths: Vec<PathStatus>,
+    },
+    /// How far a long request is; more follows.
+    Progress {
+        /// Paths it works on.
+        paths: Vec<PathStatus>,
+    },
+    /// How far a check is; more follows.
+    Checking {
+        /// Bytes hashed.
+        done: u64,
+        /// Bytes to hash.
+        total: u64,
+    },
+    /// What a check found.
+    Checked(CheckReport),
+    /// What went or would go.
+    Collected(Collected),
+    /// Done.
+    Done,
+    /// It did not work.
+    Failed {
+        /// Exit status.
+        exit: u8,
+        /// What and why.
+        message: String,
+    },
+    /// It was not tried.
+    Refused {
+        /// Why.
+        message: String,
+    },
+}
+
+impl Reply {
+    /// Whether more follows.
+    pub fn is_last(&self) -> bool {
+        !matches!(self, Reply::Progress { .. } | Reply::Checking { .. })
+    }
+}
+
+/// Who a daemon is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Its caches, without credentials, in order.
+    pub caches: Vec<String>,
+    /// Mounts that it serves.
+    pub mounts: usize,
+}
+
+/// What a collection did or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// NARs that went, with the bytes that each freed and their store paths.
+    pub nars: Vec<CollectedNar>,
+    /// Bytes freed.
+    pub freed: u64,
+    /// Bytes that were kept before.
+    pub before: u64,
+    /// Whether the goal was reached.
+    pub enough: bool,
+}
+
+/// One NAR of [`Collected`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectedNar {
+    /// `sha256:…`
+    pub nar: String,
+    /// Store paths, as far as they are known.
+    pub paths: Vec<String>,
+    /// Bytes on disk.
+    pub bytes: u64,
+}

@@ -1,0 +1,269 @@
+//! A daemon's life: open, mount, say that it is ready, serve, end in order.
+
+use std::{
+    fs::File,
+    io::Write,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::{open_store, runtime, server::Server};
+use crate::{
+    cli::{Exit, Failure},
+    config::{AllowOther, Config},
+    fuse::{self, Mount, MountError, MountOptions},
+    nix::StorePath,
+    store::{Lane, Store, StoreError},
+};
+
+/// How often an idle daemon looks whether it still is.
+const IDLE_TICK: Duration = Duration::from_millis(500);
+/// How long unanswered requests and unsynced bytes may hold up the end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What a daemon is to do.
+#[derive(Debug, Default)]
+pub struct Serve {
+    /// Where to mount, if anywhere.
+    pub mountpoint: Option<PathBuf>,
+    /// Gets one line when the daemon is ready, or why it never will be.
+    pub ready: Option<OwnedFd>,
+    /// A mount made by somebody else.
+    pub device: Option<OwnedFd>,
+    /// End after so long without a mount or a client.
+    pub idle_exit: Option<Duration>,
+    /// Paths to admit with their closures, and to collect last.
+    pub roots: Vec<StorePath>,
+}
+
+/// What the parts of a daemon tell its main loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// A mount ended.
+    MountEnded,
+    /// A client asked the daemon to end.
+    Stop,
+}
+
+/// What clients and mounts share.
+pub(super) struct Shared {
+    pub store: Store,
+    pub options: MountOptions,
+    pub mounts: AtomicUsize,
+    pub clients: AtomicUsize,
+    pub signals: mpsc::UnboundedSender<Signal>,
+}
+
+impl Shared {
+    /// Looks after a mount until it ends.
+    pub fn adopt(self: &Arc<Self>, mount: Mount) {
+        self.mounts.fetch_add(1, SeqCst);
+        let shared = self.clone();
+        std::thread::spawn(move || {
+            if let Err(error) = mount.join() {
+                tracing::warn!(%error, "a mount ended");
+            }
+            shared.mounts.fetch_sub(1, SeqCst);
+            // The daemon may be gone already.
+            let _ = shared.signals.send(Signal::MountEnded);
+        });
+    }
+}
+
+/// Serves until a signal, the end of its mounts, or idleness.
+///
+/// # Errors
+/// What kept it from serving; the same goes to [`Serve::ready`].
+pub fn serve(config: &Config, mut what: Serve) -> Result<(), Failure> {
+    let ready = what.ready.take();
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(failure) => return Err(not_ready(ready, failure)),
+    };
+    match start(config, &mut what, &runtime) {
+        Ok(running) => {
+            announce(ready);
+            running.wait(config, &what, runtime)
+        }
+        Err(failure) => {
+            runtime.shutdown_timeout(DRAIN);
+            Err(not_ready(ready, failure))
+        }
+    }
+}
+
+struct Running {
+    shared: Arc<Shared>,
+    signals: mpsc::UnboundedReceiver<Signal>,
+    server: Server,
+    mountpoint: Option<PathBuf>,
+}
+
+fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running, Failure> {
+    let store = open_store(config, runtime)?;
+    let (sender, signals) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared {
+        store: store.clone(),
+        options: MountOptions {
+            allow_other: allow_other(config.allow_other),
+            threads: config.fuse_threads.count() as usize,
+        },
+        mounts: AtomicUsize::new(0),
+        clients: AtomicUsize::new(0),
+        signals: sender,
+    });
+    let server = Server::start(&config.state_dir, shared.clone())?;
+    if let Some(mountpoint) = &what.mountpoint {
+        shared.adopt(Mount::new(&store, mountpoint, &shared.options).map_err(mount_failure)?);
+    }
+    if let Some(device) = what.device.take() {
+        shared.adopt(Mount::serve(&store, device, &shared.options).map_err(mount_failure)?);
+    }
+    let running = Running { shared, signals, server, mountpoint: what.mountpoint.clone() };
+    if let Err(failure) = root(&store, &what.roots, runtime) {
+        running.unmount();
+        return Err(failure);
+    }
+    Ok(running)
+}
+
+/// Admits the roots; their closures follow in the background.
+fn root(store: &Store, roots: &[StorePath], runtime: &Runtime) -> Result<(), Failure> {
+    if roots.is_empty() {
+        return Ok(());
+    }
+    for path in roots {
+        runtime.block_on(store.admit(path)).map_err(|e| store_failure(&e))?;
+    }
+    store.set_roots("mount", roots).map_err(|e| store_failure(&e))?;
+    let (store, roots) = (store.clone(), roots.to_vec());
+    runtime.spawn(async move {
+        let report = store.admit_closure(&roots, Lane::ReadAhead).await;
+        for (path, error) in &report.failed {
+            tracing::warn!(%path, %error, "in the closure of a root, but not admitted");
+        }
+    });
+    Ok(())
+}
+
+impl Running {
+    fn wait(mut self, config: &Config, what: &Serve, runtime: Runtime) -> Result<(), Failure> {
+        tracing::info!(
+            state_dir = %config.state_dir.display(),
+            mountpoint = self.mountpoint.as_ref().map(|m| m.display().to_string()),
+            caches = self.shared.store.substituters().len(),
+            "serving"
+        );
+        let why = runtime.block_on(self.until_the_end(what.idle_exit))?;
+        tracing::info!(why, "ending");
+        self.unmount();
+        self.server.stop();
+        runtime.shutdown_timeout(DRAIN);
+        if let Err(error) = self.shared.store.flush() {
+            tracing::warn!(%error, "not everything that was fetched could be made durable");
+        }
+        Ok(())
+    }
+
+    async fn until_the_end(&mut self, idle_exit: Option<Duration>) -> Result<&'static str, Failure> {
+        let system = |e: std::io::Error| Failure::new(Exit::System, "signals can't be received").because(&e);
+        let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+        let mut idle_since = Instant::now();
+        let mut tick = tokio::time::interval(IDLE_TICK);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok("SIGTERM"),
+                _ = interrupt.recv() => return Ok("SIGINT"),
+                told = self.signals.recv() => match told {
+                    Some(Signal::Stop) | None => return Ok("asked to"),
+                    Some(Signal::MountEnded) if self.mountpoint.is_some() && self.mounts() == 0 => {
+                        return Ok("unmounted");
+                    }
+                    Some(Signal::MountEnded) => {}
+                },
+                _ = tick.tick() => {
+                    if self.mounts() > 0 || self.shared.clients.load(SeqCst) > 0 {
+                        idle_since = Instant::now();
+                    } else if idle_exit.is_some_and(|limit| idle_since.elapsed() >= limit) {
+                        return Ok("idle");
+                    }
+                }
+            }
+        }
+    }
+
+    fn mounts(&self) -> usize {
+        self.shared.mounts.load(SeqCst)
+    }
+
+    /// Takes the mount down, lazily if it is in use, and waits a little for its last requests.
+    fn unmount(&self) {
+        let Some(mountpoint) = &self.mountpoint else { return };
+        if self.mounts() == 0 {
+            return;
+        }
+        if let Err(error) = fuse::unmount(mountpoint, true) {
+            tracing::error!(mountpoint = %mountpoint.display(), %error, "not unmounted");
+            return;
+        }
+        let begun = Instant::now();
+        while self.mounts() > 0 && begun.elapsed() < DRAIN {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn announce(ready: Option<OwnedFd>) {
+    if let Some(fd) = ready {
+        // Whoever waited may have given up.
+        let _ = File::from(fd).write_all(b"ready\n");
+    }
+}
+
+fn not_ready(ready: Option<OwnedFd>, failure: Failure) -> Failure {
+    if let Some(fd) = ready {
+        let text = super::spawn::encode_failure(&failure);
+        // As above.
+        let _ = File::from(fd).write_all(text.as_bytes());
+    }
+    failure
+}
+
+fn allow_other(setting: AllowOther) -> bool {
+    match setting {
+        AllowOther::Yes => true,
+        AllowOther::No => false,
+        AllowOther::Auto => rustix::process::geteuid().is_root() || fuse_conf_allows(Path::new("/etc/fuse.conf")),
+    }
+}
+
+fn fuse_conf_allows(path: &Path) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|text| text.lines().any(|line| line.trim() == "user_allow_other"))
+}
+
+fn mount_failure(error: MountError) -> Failure {
+    Failure::from_error(Exit::System, &error)
+}
+
+/// The exit status and message for an error of the store.
+pub(crate) fn store_failure(error: &StoreError) -> Failure {
+    let exit = match error.root() {
+        StoreError::Absent { .. } | StoreError::NoEntry => Exit::NotFound,
+        StoreError::Untrusted { .. } | StoreError::Damaged { .. } => Exit::Untrusted,
+        StoreError::Fetch { .. } | StoreError::TimedOut { .. } => Exit::Unavailable,
+        _ => Exit::Failure,
+    };
+    Failure::from_error(exit, error)
+}

@@ -1,0 +1,18 @@
+//! The kernel protocol, and nothing but that: callbacks that ask the store and reply.
+//!
+//! A callback never blocks: what the store knows is answered on the session's thread, what has
+//! to be waited for is handed to the runtime together with its owned reply. This is the only
+//! module that knows `fuser`.
+//!
+//! ```text
+//! filesystem.rs   the callbacks           convert.rs     attributes, time-outs, errno
+//! mount.rs        a mount and its tuning  mountpoint.rs  what is mounted where
+//! ```
+
+mod convert;
+mod filesystem;
+mod mount;
+mod mountpoint;
+
+pub use mount::{Mount, MountOptions};
+pub use mountpoint::{MountError, mounted_by_narfs};

@@ -1,0 +1,178 @@
+//! A mount of the store: made, tuned, kept in step with the store, taken down.
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::{
+    filesystem::StoreFs,
+    mountpoint::{MountError, check},
+};
+use crate::{
+    store::{Event, Node, NodeId, Path as KnownPath, Store, ViewId},
+    tree::{self, EntryIndex},
+};
+
+/// What the kernel reads ahead of a sequential reader, in KiB: with its default of 128, reads
+/// come in 128 KiB; with this, in 1 MiB, several of them under way.
+const READ_AHEAD_KIB: u64 = 4096;
+
+/// How to mount.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// Let other users than the one who mounts use it.
+    pub allow_other: bool,
+    /// Threads that take requests from the kernel.
+    pub threads: usize,
+}
+
+/// A living mount. It ends with [`Mount::unmount`], or when somebody unmounts it.
+pub struct Mount {
+    session: BackgroundSession,
+    mountpoint: Option<PathBuf>,
+}
+
+impl Mount {
+    /// Mounts the store's whole view on `mountpoint`.
+    ///
+    /// # Errors
+    /// With the reason and what to do about it.
+    pub fn new(store: &Store, mountpoint: &Path, options: &MountOptions) -> Result<Self, MountError> {
+        check(mountpoint)?;
+        if !Path::new("/dev/fuse").exists() {
+            return Err(MountError::NoDevice);
+        }
+        let fs = StoreFs::new(store.clone());
+        let session = Session::new(fs, mountpoint, &config(options)).map_err(|source| match source.kind() {
+            // Without privilege, fuser runs fusermount3; where that is missing too: not found.
+            io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => MountError::NoPermission(mountpoint.into()),
+            _ => MountError::Io { path: mountpoint.into(), source },
+        })?;
+        let mount = Self::run(store, session, Some(mountpoint.into()))?;
+        raise_read_ahead(mountpoint);
+        Ok(mount)
+    }
+
+    /// Serves a `/dev/fuse` descriptor that somebody else mounted, up to the mount's end.
+    ///
+    /// # Errors
+    /// When the kernel does not begin its protocol on it.
+    pub fn serve(store: &Store, device: OwnedFd, options: &MountOptions) -> Result<Self, MountError> {
+        let io = |source| MountError::Io { path: "a descriptor handed over".into(), source };
+        let acl = acl(options);
+        let session = Session::from_fd(StoreFs::new(store.clone()), device, acl, config(options)).map_err(io)?;
+        Self::run(store, session, None)
+    }
+
+    fn run(store: &Store, session: Session<StoreFs>, mountpoint: Option<PathBuf>) -> Result<Self, MountError> {
+        follow(store, session.notifier());
+        let io = |source| MountError::Io { path: mountpoint.clone().unwrap_or_default(), source };
+        let session = session.spawn().map_err(io)?;
+        Ok(Self { session, mountpoint })
+    }
+
+    /// Where it is mounted, if this process mounted it.
+    pub fn mountpoint(&self) -> Option<&Path> {
+        self.mountpoint.as_deref()
+    }
+
+    /// Whether somebody unmounted it.
+    pub fn ended(&self) -> bool {
+        self.session.guard.is_finished()
+    }
+
+    /// Unmounts, and waits for the last request to be answered.
+    ///
+    /// # Errors
+    /// Of the system call, mostly because the mount is in use.
+    pub fn unmount(self) -> io::Result<()> {
+        self.session.umount_and_join()
+    }
+
+    /// Waits for a mount to end that somebody else unmounts.
+    ///
+    /// # Errors
+    /// Of the session.
+    pub fn join(self) -> io::Result<()> {
+        self.session.join()
+    }
+}
+
+fn acl(options: &MountOptions) -> SessionACL {
+    if options.allow_other { SessionACL::All } else { SessionACL::Owner }
+}
+
+fn config(options: &MountOptions) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName("narfs".into()),
+        MountOption::Subtype("narfs".into()),
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoAtime,
+        MountOption::DefaultPermissions,
+    ];
+    config.acl = acl(options);
+    config.n_threads = Some(options.threads.max(1));
+    config
+}
+
+/// Raises the kernel's read-ahead for this mount; only root may.
+fn raise_read_ahead(mountpoint: &Path) {
+    let Ok(found) = std::fs::metadata(mountpoint) else { return };
+    let (major, minor) = (libc::major(found.dev()), libc::minor(found.dev()));
+    let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!(%knob, %error, "read-ahead stays as it is");
+    }
+}
+
+/// Tells the kernel what the store has dropped or replaced; on a thread of its own, since the
+/// kernel may take its time, and up to the store's end.
+fn follow(store: &Store, notifier: Notifier) {
+    let mut events = store.events();
+    let store = store.downgrade();
+    std::thread::spawn(move || {
+        loop {
+            let event = events.blocking_recv();
+            let Some(store) = store.upgrade() else { return };
+            match event {
+                Ok(Event::ContentDropped(nar)) => {
+                    for path in store.paths_with(nar) {
+                        forget_pages(&notifier, &path);
+                    }
+                }
+                Ok(Event::Replaced { old, path }) => {
+                    let root = INodeNo(NodeId::of(Node::Root(ViewId::WHOLE)).0);
+                    // A name that the kernel does not know needs no invalidation.
+                    let _ = notifier.inval_entry(root, path.to_string().as_ref());
+                    tracing::debug!(slot = old.0, %path, "replaced");
+                }
+                // Whatever was missed may concern any path.
+                Err(RecvError::Lagged(_)) => {
+                    for path in store.loaded_paths() {
+                        forget_pages(&notifier, &path);
+                    }
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
+    });
+}
+
+/// Drops what the kernel has cached of a path's files.
+fn forget_pages(notifier: &Notifier, path: &KnownPath) {
+    for entry in (0..path.tree.len()).map(EntryIndex) {
+        if matches!(path.tree.node(entry), Some(tree::Node::Regular { .. })) {
+            let node = NodeId::of(Node::Entry { view: ViewId::WHOLE, slot: path.slot, entry });
+            // An inode that the kernel does not know has nothing to be dropped.
+            let _ = notifier.inval_inode(INodeNo(node.0), 0, 0);
+        }
+    }
+}

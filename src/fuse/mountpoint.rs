@@ -1,0 +1,118 @@
+//! What is mounted where, and why something can't be mounted on. Read from the kernel's table:
+//! a mount is never touched to learn of it, since one without a server would hang or fail.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
+
+/// Type of our mounts in the kernel's table.
+const TYPE: &str = "fuse.narfs";
+
+/// Why there is no mount.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// There is no `/dev/fuse`.
+    #[error("/dev/fuse is missing: load the kernel's fuse module (modprobe fuse), or give the container the device")]
+    NoDevice,
+    /// Neither root nor `fusermount3`.
+    #[error(
+        "no permission to mount on {}: run as root, install fusermount3 (package fuse3), or use `narfs run`, \
+         which needs neither", .0.display()
+    )]
+    NoPermission(PathBuf),
+    /// The mountpoint can't be used.
+    #[error("{} can't be mounted on: {reason}", path.display())]
+    MountPoint {
+        /// The mountpoint.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// Anything else.
+    #[error("mounting on {}: {source}", path.display())]
+    Io {
+        /// The mountpoint.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Says in words what mount(2) would say in numbers.
+pub(super) fn check(path: &Path) -> Result<(), MountError> {
+    let refuse = |reason: String| Err(MountError::MountPoint { path: path.into(), reason });
+    if mounted_by_narfs(path) {
+        let path = path.display();
+        return refuse(format!("narfs is mounted there already; end that first with: narfs umount {path}"));
+    }
+    let found = match std::fs::metadata(path) {
+        Ok(found) => found,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return refuse(format!("it does not exist; make it with: mkdir -p {}", path.display()));
+        }
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
+            let path = path.display();
+            return refuse(format!("a mount without a server is left on it; remove it with: narfs umount {path}"));
+        }
+        Err(e) => return refuse(e.to_string()),
+    };
+    if !found.is_dir() {
+        return refuse("it is not a directory".into());
+    }
+    Ok(())
+}
+
+/// Whether the topmost mount on `path` is one of narfs.
+pub fn mounted_by_narfs(path: &Path) -> bool {
+    // A dead mount can't be resolved, but its parent can.
+    let wanted = match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => {
+            parent.canonicalize().map(|p| p.join(name)).unwrap_or_else(|_| path.into())
+        }
+        _ => path.canonicalize().unwrap_or_else(|_| path.into()),
+    };
+    let Ok(table) = std::fs::read_to_string("/proc/self/mounts") else { return false };
+    let mut on_it = table.lines().filter(|line| line.split(' ').nth(1).map(unescape).as_ref() == Some(&wanted));
+    on_it.next_back().is_some_and(|line| line.split(' ').nth(2) == Some(TYPE))
+}
+
+/// Spaces and the like are octal in the kernel's table.
+fn unescape(field: &str) -> PathBuf {
+    let mut out = Vec::new();
+    let mut bytes = field.bytes();
+    while let Some(b) = bytes.next() {
+        if b != b'\\' {
+            out.push(b);
+            continue;
+        }
+        let digits: Vec<u8> = bytes.by_ref().take(3).collect();
+        let value = std::str::from_utf8(&digits).ok().and_then(|d| u8::from_str_radix(d, 8).ok());
+        out.extend(value);
+    }
+    PathBuf::from(OsString::from_vec(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_escapes_are_read() {
+        assert_eq!(unescape(r"/a\040b\134c"), PathBuf::from(r"/a b\c"));
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_mountpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        assert!(check(&missing).unwrap_err().to_string().contains("mkdir -p"));
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(check(&file).unwrap_err().to_string().contains("not a directory"));
+        assert!(check(dir.path()).is_ok());
+        assert!(!mounted_by_narfs(Path::new("/proc")));
+    }
+}
