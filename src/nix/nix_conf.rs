@@ -44,17 +44,21 @@ pub fn parse(text: &[u8]) -> Result<Vec<(String, String)>, NixConfError> {
         let (key, value) = match words.as_slice() {
             [] => continue,
             [key @ (INCLUDE | INCLUDE_IF_PRESENT), path] => (*key, (*path).to_owned()),
+            // Nix refuses these as inclusions of several files.
+            [INCLUDE | INCLUDE_IF_PRESENT, ..] => return Err(wrong(number, code)),
             [name, "=", value @ ..] => (*name, value.join(" ")),
-            _ => {
-                return Err(NixConfError::Line {
-                    line: number,
-                    text: code.trim().into(),
-                });
-            }
+            _ => return Err(wrong(number, code)),
         };
         settings.push((key.to_owned(), value));
     }
     Ok(settings)
+}
+
+fn wrong(line: usize, code: &str) -> NixConfError {
+    NixConfError::Line {
+        line,
+        text: code.trim().into(),
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +85,7 @@ mod tests {
         for (text, line) in [
             ("a = b\nc=d", 2),
             ("include", 1),
+            ("include = a", 1),
             ("include a b", 1),
             ("x", 1),
         ] {

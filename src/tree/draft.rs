@@ -37,10 +37,13 @@ struct DraftEntry {
 }
 
 /// The entries in the order in which they were found, every one after its directory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Draft {
     entries: Vec<DraftEntry>,
     strings: Vec<u8>,
+    /// [`MAX_ENTRIES`] and [`MAX_STRINGS`]; tests make do with less.
+    max_entries: u32,
+    max_strings: u32,
 }
 
 /// Why a draft does not make a tree; the path names the entry.
@@ -76,6 +79,8 @@ impl Draft {
         Self {
             entries: vec![root],
             strings: Vec::new(),
+            max_entries: MAX_ENTRIES,
+            max_strings: MAX_STRINGS,
         }
     }
 
@@ -83,7 +88,7 @@ impl Draft {
     pub fn add(&mut self, parent: u32, name: &[u8]) -> Result<u32, Refusal> {
         check_name(name)?;
         let number = self.entries.len() as u32;
-        if number >= MAX_ENTRIES {
+        if number >= self.max_entries {
             return Err(Refusal::TooManyEntries);
         }
         let depth = self.entries[parent as usize].depth + 1;
@@ -140,7 +145,7 @@ impl Draft {
 
     fn keep(&mut self, text: &[u8]) -> Result<u32, Refusal> {
         let at = self.strings.len();
-        if at + text.len() > MAX_STRINGS as usize {
+        if at + text.len() > self.max_strings as usize {
             return Err(Refusal::TooManyStrings);
         }
         self.strings.extend_from_slice(text);
@@ -344,5 +349,25 @@ impl Laid for Numbered<'_> {
 
     fn name_len(&self, entry: u32) -> u64 {
         self.drafted(entry).name_len.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_and_strings_are_limited() {
+        let mut draft = Draft::root();
+        draft.max_entries = 3;
+        assert_eq!((draft.add(0, b"a"), draft.add(0, b"b")), (Ok(1), Ok(2)));
+        assert_eq!(draft.add(0, b"c"), Err(Refusal::TooManyEntries));
+
+        let mut draft = Draft::root();
+        draft.max_strings = 4;
+        assert_eq!(draft.add(0, b"ab"), Ok(1));
+        assert_eq!(draft.set_symlink(1, b"123"), Err(Refusal::TooManyStrings));
+        assert_eq!(draft.set_symlink(1, b"12"), Ok(()));
+        assert_eq!(draft.add(0, b"c"), Err(Refusal::TooManyStrings));
     }
 }

@@ -87,6 +87,14 @@ impl<'a> Json<'a> {
         }
     }
 
+    /// Whether `null` comes next; passes over it.
+    pub fn null(&mut self) -> Result<bool, Syntax> {
+        if self.peek() != Some(b'n') {
+            return Ok(false);
+        }
+        self.word(b"null").map(|()| true)
+    }
+
     fn word(&mut self, word: &'static [u8]) -> Result<(), Syntax> {
         self.peek();
         if !self.text[self.at..].starts_with(word) {
@@ -212,7 +220,7 @@ impl<'a> Json<'a> {
                 }
                 Some(b'"') => drop(self.string()?),
                 Some(b't' | b'f') => drop(self.boolean()?),
-                Some(b'n') => self.word(b"null")?,
+                Some(b'n') => drop(self.null()?),
                 _ => drop(self.number()?),
             }
             // Close what ends here, up to the place where another value has to come.

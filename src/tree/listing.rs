@@ -242,6 +242,10 @@ impl<'j, 'a> Reader<'j, 'a> {
         let Some(frame) = self.stack.last_mut() else {
             return Ok(());
         };
+        // Some writers say so of what they leave out.
+        if self.json.null()? {
+            return Ok(());
+        }
         let repeated = match key {
             b"type" => frame.kind.replace(self.json.string()?).is_some(),
             b"target" => frame.target.replace(self.json.string()?).is_some(),

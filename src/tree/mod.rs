@@ -1,7 +1,7 @@
 //! The names, sizes, links and offsets of one store path, compiled into a flat index.
 //!
 //! A tree is made from a listing ([`compile_listing`]) or from the NAR as it passes
-//! ([`NarIndexer`]); both give the same image, which is described in [`format`] and is used in
+//! ([`NarIndexer`]); both give the same image, which is described in [`mod@format`] and is used in
 //! place, mapped from its file ([`Tree`]). Everything that comes from outside is checked once,
 //! when it is compiled or opened: the accessors of a [`Tree`] cannot fail.
 //!

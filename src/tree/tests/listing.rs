@@ -64,6 +64,10 @@ fn ignores_what_it_does_not_know() {
         "{{\"x\":{deep},\"y\":[1,-2.5e+3,null,true,{{\"a\":{{}},\"b\":[[],{{}}]}}],\"type\":\"regular\",\"size\":1}}"
     );
     assert_eq!(node(&unknown).unwrap().len(), 1);
+    let nulls = "{\"narOffset\":null,\"entries\":null,\"type\":\"regular\",\"executable\":null,\"size\":1,\"target\": null}";
+    assert_eq!(node(nulls).unwrap().len(), 1);
+    assert!(node("{\"type\":\"regular\",\"size\":null}").is_err());
+    assert!(node("{\"type\":\"regular\",\"size\":nul}").is_err());
 }
 
 #[test]
