@@ -554,6 +554,38 @@ proptest! {
     }
 
     #[test]
+    fn no_checkpoint_goes_unseen(
+        seed in any::<u64>(),
+        sizes in prop::collection::vec(1_usize..300, 1..40),
+        most in 1_usize..600,
+    ) {
+        for format in REPEATING {
+            let (mut packed, mut nar) = (Vec::new(), Vec::new());
+            let mut want = vec![Checkpoint::START];
+            for &size in &sizes {
+                let part = data(seed ^ size as u64, size);
+                packed.extend(pack(format, &part));
+                nar.extend(part);
+                want.push(Checkpoint { packed: packed.len() as u64, nar: nar.len() as u64 });
+            }
+            let source = Box::new(Pieces::new(packed, most, seed));
+            let mut reader = stream(format, source, Checkpoint::START, nar.len() as u64).unwrap();
+            let (mut seen, mut buffer) = (vec![Checkpoint::START], [0; 4096]);
+            loop {
+                let n = reader.read(&mut buffer).unwrap();
+                let at = reader.checkpoint().unwrap();
+                if seen.last() != Some(&at) {
+                    seen.push(at);
+                }
+                if n == 0 {
+                    break;
+                }
+            }
+            prop_assert_eq!(&seen, &want, "{}", format);
+        }
+    }
+
+    #[test]
     fn noise_is_an_error_and_nothing_worse(
         noise in prop::collection::vec(any::<u8>(), 0..400),
         keep in 0_usize..40,
