@@ -192,6 +192,8 @@ fn open<'a>(
 #[cfg(test)]
 mod blocks_tests;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
