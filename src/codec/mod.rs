@@ -66,8 +66,10 @@ impl Checkpoint {
 /// [`CodecError::of`]. After an error the reader stays failed. Give `read` room for 128 KiB or
 /// more: decoders write into it directly.
 pub trait NarReader: Read + Send {
-    /// The last place passed where a later [`stream`] can start, the start itself included.
-    /// Its `nar` is never beyond what was read. `None` if the format has no such places.
+    /// The last place passed where a later [`stream`] can start, at first the start itself. Its
+    /// `nar` is never beyond what was read. For zstd, xz, gzip, bzip2 and lz4 a caller who asks
+    /// after every read, the last one included, sees each place that has bytes on both sides, so
+    /// it can keep an index of them; for `none` every place will do.
     fn checkpoint(&self) -> Option<Checkpoint>;
 }
 
@@ -191,6 +193,8 @@ fn open<'a>(
 
 #[cfg(test)]
 mod blocks_tests;
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -197,3 +197,20 @@ pub(super) fn unpack(
     let mut reader = stream(format, source, Checkpoint::START, nar_size).unwrap();
     drain(&mut *reader, 64 << 10)
 }
+
+/// Bytes that belong to no format.
+pub(super) const GARBAGE: &[u8] = b"<html>no longer here</html>";
+
+/// `packed` unpacks to `want`.
+pub(super) fn whole(format: Compression, packed: &[u8], want: &[u8]) {
+    let (got, end) = unpack(format, packed, want.len() as u64);
+    end.unwrap_or_else(|error| panic!("{format}: {error}"));
+    assert!(got == want, "{format}: other bytes");
+}
+
+/// What is wrong with `packed`.
+pub(super) fn error(format: Compression, packed: &[u8], nar_size: usize) -> CodecError {
+    let (got, end) = unpack(format, packed, nar_size as u64);
+    assert!(got.len() <= nar_size, "{format}: more bytes than promised");
+    end.expect_err(&format!("{format}: no error"))
+}

@@ -52,8 +52,13 @@ pub(super) struct Units<S> {
     bound: Bound,
     /// Offset in the NAR of the next byte to give.
     position: u64,
-    /// The last place between two units that was passed, or the start.
+    /// What callers are told: the last place between two units that was passed, or the start.
     checkpoint: Checkpoint,
+    /// A place passed in the same read as `checkpoint`, to be told after the next one, so that a
+    /// caller who looks after every read sees all of them.
+    passed: Option<Checkpoint>,
+    /// Offset in the NAR where the current unit begins.
+    unit: u64,
     /// A unit stands before the next one, in this input or before it.
     follows: bool,
     stage: Stage,
@@ -67,6 +72,8 @@ impl<S> Units<S> {
             bound,
             position: at.nar,
             checkpoint: at,
+            passed: None,
+            unit: at.nar,
             follows: at != Checkpoint::START,
             stage: Stage::Between,
         }
@@ -76,6 +83,11 @@ impl<S> Units<S> {
     where
         S: Source<'a>,
     {
+        let mut told = false;
+        if let Some(passed) = self.passed.take() {
+            self.checkpoint = passed;
+            told = true;
+        }
         loop {
             match self.stage {
                 Stage::Done => return Ok(0),
@@ -98,10 +110,17 @@ impl<S> Units<S> {
                     self.position += n as u64;
                     if ended {
                         let packed = self.source.input().position();
-                        self.checkpoint = Checkpoint {
+                        let place = Checkpoint {
                             packed,
                             nar: self.position,
                         };
+                        if told && place.nar > self.checkpoint.nar {
+                            self.passed = Some(place);
+                        } else {
+                            self.checkpoint = place;
+                            told = true;
+                        }
+                        self.unit = self.position;
                         self.follows = true;
                         self.stage = Stage::Between;
                     }
@@ -149,7 +168,7 @@ impl<S> Units<S> {
         match error {
             CodecError::Damaged { format, .. }
                 if self.follows
-                    && self.position == self.checkpoint.nar
+                    && self.position == self.unit
                     && self.bound.left(self.position) == 0 =>
             {
                 CodecError::Trailing { format, at: start }
