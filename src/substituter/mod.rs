@@ -159,6 +159,8 @@ struct Small {
     accept_encoding: &'static str,
     /// Whether what comes is plain text, in which HTML can be told by its first byte.
     text: bool,
+    /// Whether it is the cache's `nix-cache-info`, that every cache should have.
+    introduces: bool,
 }
 
 impl Substituter {
@@ -222,6 +224,7 @@ impl Substituter {
             limit: MAX_CACHE_INFO,
             accept_encoding: AS_IT_IS,
             text: true,
+            introduces: true,
         };
         Ok(self
             .small(small, deadline)
@@ -241,6 +244,7 @@ impl Substituter {
             limit: MAX_NARINFO,
             accept_encoding: AS_IT_IS,
             text: true,
+            introduces: false,
         };
         self.small(small, deadline).await
     }
@@ -256,6 +260,7 @@ impl Substituter {
             limit: MAX_LISTING,
             accept_encoding: PACKED,
             text: false,
+            introduces: false,
         };
         self.small(small, deadline).await
     }
@@ -357,6 +362,11 @@ impl Substituter {
             .await
             .map_err(|_| FetchFailure::Deadline)?;
         let body = match self.open(&small.file, ask).await? {
+            // Every bucket looks empty to who may not look into it. Say so once, at the first question.
+            Answer::Absent(403) if small.introduces && self.unsigned().await => {
+                let reason = "403, and there are no S3 keys here".into();
+                return Err(FetchFailure::Denied(reason));
+            }
             Answer::Absent(_) => return Ok(None),
             Answer::Found(body) => body,
         };
@@ -366,6 +376,14 @@ impl Substituter {
             return Err(FetchFailure::NotACache("it answers with HTML or XML"));
         }
         Ok(Some(Document { bytes, encoding }))
+    }
+
+    /// Whether this is a bucket read without keys.
+    async fn unsigned(&self) -> bool {
+        match &self.0.source {
+            Source::Bucket(bucket) => bucket.unsigned().await,
+            Source::Http { .. } | Source::Directory(_) => false,
+        }
     }
 
     /// One try.
