@@ -589,3 +589,55 @@ async fn small_requests_are_bounded_and_bodies_are_not() {
     }
     assert_eq!(server.count(NARINFO), 5);
 }
+
+/// The proxy's variables are the process's: this runs [`child_proxy`] in one of its own.
+#[test]
+fn proxies_of_the_environment() {
+    let proxy = Server::start();
+    let path = "http://cache.invalid/2j8qw9i2q1p6cmli6976v4wi0sw9r4p5.narinfo";
+    proxy.on(path, Reply::file("through the proxy"));
+    proxy.on("http://refused.invalid/nix-cache-info", Reply::status(407));
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["child_proxy", "--exact", "--ignored"])
+        .env_remove("HTTP_PROXY")
+        .env_remove("ALL_PROXY")
+        .env_remove("all_proxy")
+        .env_remove("NO_PROXY")
+        .env("http_proxy", proxy.base().replace("//", "//ada:hunter2@"))
+        .env("no_proxy", "127.0.0.1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+    let told = &proxy.requests_for(path)[0];
+    assert_eq!(
+        told.header("proxy-authorization"),
+        Some("Basic YWRhOmh1bnRlcjI=")
+    );
+    assert_eq!(told.header("authorization"), None);
+}
+
+#[tokio::test]
+#[ignore = "run by proxies_of_the_environment with an environment of its own"]
+async fn child_proxy() {
+    let options = || HttpOptions {
+        proxy_from_environment: true,
+        ..options()
+    };
+    let cache = substituter_with("http://cache.invalid", options());
+    assert_eq!(
+        narinfo(&cache).await.unwrap().unwrap(),
+        b"through the proxy"
+    );
+    let refused = substituter_with("http://refused.invalid", options());
+    let error = refused.cache_info_text(soon()).await.unwrap_err();
+    assert_eq!(error.slug(), "proxy-denied");
+    assert!(!format!("{error} {error:?}").contains("hunter2"));
+    let server = Server::start();
+    server.on(NARINFO, Reply::file("directly"));
+    let direct = substituter_with(&server.base(), options());
+    assert_eq!(narinfo(&direct).await.unwrap().unwrap(), b"directly");
+}

@@ -110,7 +110,7 @@ pub enum FetchFailure {
         /// The same for people.
         message: String,
     },
-    /// S3 credentials that could not be found or used.
+    /// The service that hands out S3 keys did not.
     #[error("S3 credentials: {0}")]
     Credentials(String),
 }
@@ -159,6 +159,7 @@ impl FetchFailure {
             | Self::Deadline
             | Self::Connect(_)
             | Self::Dns(_)
+            | Self::Credentials(_)
             | Self::Truncated { .. }
             | Self::Lost(_) => true,
             // 501, 505 and 511 say that it will never work (so does Nix's filetransfer.cc).
@@ -181,8 +182,7 @@ impl FetchFailure {
             | Self::Changed
             | Self::RedirectLoop { .. }
             | Self::Downgrade(_)
-            | Self::BadAddress(_)
-            | Self::Credentials(_) => false,
+            | Self::BadAddress(_) => false,
         }
     }
 

@@ -18,6 +18,7 @@
 //! may have keys wait for the one that finds out.
 
 mod body;
+mod config;
 mod counters;
 mod credentials;
 mod error;
@@ -29,9 +30,10 @@ mod range;
 mod retry;
 mod s3;
 mod secret;
+mod source;
 mod transport;
 
-use std::{fmt, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
 use tokio::{
     sync::Semaphore,
@@ -40,20 +42,21 @@ use tokio::{
 
 use crate::nix::StorePathHash;
 
-use self::{
-    body::Names,
-    credentials::Credentials,
-    http::{Answer, Ask, Getter, allowed},
-    location::{Location, Place, join, shown},
-    range::Wanted,
-};
 pub use self::{
     body::NarBody,
+    config::SubstituterConfig,
     counters::Counters,
     error::{FetchError, FetchFailure, SubstituterError},
     retry::{RetryPolicy, jitter},
     secret::Secret,
     transport::{HttpOptions, Transport},
+};
+use self::{
+    credentials::Credentials,
+    http::{Answer, Ask, Getter},
+    location::Location,
+    range::Wanted,
+    source::Source,
 };
 
 /// Largest narinfo, in bytes: one with 10,000 references has half of that.
@@ -92,33 +95,6 @@ impl Deadline {
     }
 }
 
-/// One substituter as configured. Its `Debug` shows no secrets.
-#[derive(Clone, Default)]
-pub struct SubstituterConfig {
-    /// `http://`, `https://`, `file://`, `s3://`, or an absolute path.
-    pub url: String,
-    /// Lower is asked first; beats the URL's `priority=` and what the cache says of itself.
-    pub priority: Option<u32>,
-    /// Whether paths without a trusted signature are taken from it.
-    pub trusted: bool,
-    /// Sent as `Authorization: Bearer`.
-    pub token: Option<Secret>,
-    /// File that holds the token, read when the substituter is made. Beats `token`.
-    pub token_file: Option<PathBuf>,
-}
-
-impl fmt::Debug for SubstituterConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SubstituterConfig")
-            .field("url", &location::display(&self.url))
-            .field("priority", &self.priority)
-            .field("trusted", &self.trusted)
-            .field("token", &self.token)
-            .field("token_file", &self.token_file)
-            .finish()
-    }
-}
-
 /// A small file of a cache, as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
@@ -142,16 +118,6 @@ struct Inner {
     small: Semaphore,
 }
 
-/// How this cache's files are reached.
-enum Source {
-    Http {
-        base: url::Url,
-        credentials: Box<Credentials>,
-    },
-    Directory(PathBuf),
-    Bucket(Box<s3::Bucket>),
-}
-
 /// Which kind of small file, with what that implies.
 struct Small {
     file: String,
@@ -159,6 +125,8 @@ struct Small {
     accept_encoding: &'static str,
     /// Whether what comes is plain text, in which HTML can be told by its first byte.
     text: bool,
+    /// Whether it is the cache's `nix-cache-info`, that every cache should have.
+    introduces: bool,
 }
 
 impl Substituter {
@@ -168,17 +136,10 @@ impl Substituter {
         transport: &Transport,
     ) -> Result<Self, SubstituterError> {
         let location = Location::parse(&config.url)?;
-        let token = read_token(config, &location.name)?;
-        let source = match location.place {
-            Place::Http(base) => {
-                let netrc = transport.netrc().clone();
-                let credentials = Credentials::new(base.clone(), token, location.login, netrc);
-                let credentials = Box::new(credentials);
-                Source::Http { base, credentials }
-            }
-            Place::Directory(path) => Source::Directory(path),
-            Place::S3(place) => Source::Bucket(Box::new(s3::Bucket::new(&place, &location.name)?)),
-        };
+        let token = config.read_token(&location.name)?;
+        let netrc = transport.netrc().clone();
+        let credentials = |base| Credentials::new(base, token, location.login, netrc);
+        let source = Source::new(location.place, &location.name, credentials)?;
         let name: Arc<str> = location.name.into();
         let getter = Getter {
             transport: transport.clone(),
@@ -222,6 +183,7 @@ impl Substituter {
             limit: MAX_CACHE_INFO,
             accept_encoding: AS_IT_IS,
             text: true,
+            introduces: true,
         };
         Ok(self
             .small(small, deadline)
@@ -241,6 +203,7 @@ impl Substituter {
             limit: MAX_NARINFO,
             accept_encoding: AS_IT_IS,
             text: true,
+            introduces: false,
         };
         self.small(small, deadline).await
     }
@@ -256,6 +219,7 @@ impl Substituter {
             limit: MAX_LISTING,
             accept_encoding: PACKED,
             text: false,
+            introduces: false,
         };
         self.small(small, deadline).await
     }
@@ -363,6 +327,11 @@ impl Substituter {
             .await
             .map_err(|_| FetchFailure::Deadline)?;
         let body = match self.open(&small.file, ask).await? {
+            // Every bucket looks empty to who may not look into it. Say so once, at the first question.
+            Answer::Absent(403) if small.introduces && self.0.source.unsigned().await => {
+                let reason = "403, and there are no S3 keys here".into();
+                return Err(FetchFailure::Denied(reason));
+            }
             Answer::Absent(_) => return Ok(None),
             Answer::Found(body) => body,
         };
@@ -372,56 +341,6 @@ impl Substituter {
             return Err(FetchFailure::NotACache("it answers with HTML or XML"));
         }
         Ok(Some(Document { bytes, encoding }))
-    }
-
-    /// One try.
-    async fn open(&self, file: &str, ask: &Ask) -> Result<Answer, FetchFailure> {
-        match &self.0.source {
-            Source::Http { base, credentials } => {
-                let url = join(base, file).map_err(FetchFailure::BadAddress)?;
-                allowed(base, &url)?;
-                self.0
-                    .getter
-                    .get(&url, Some(credentials.as_ref()), ask)
-                    .await
-            }
-            Source::Directory(root) => self.open_file(root.clone(), file, ask).await,
-            Source::Bucket(bucket) => {
-                let url = bucket.address(file).await?;
-                match self.0.getter.get(&url, None, ask).await {
-                    // S3 redirects without saying where to.
-                    Err(FetchFailure::Status { status: 301, .. }) => {
-                        let reason = "the bucket is in another region; name it with ?region=";
-                        Err(FetchFailure::BadAddress(reason.into()))
-                    }
-                    other => other,
-                }
-            }
-        }
-    }
-
-    async fn open_file(
-        &self,
-        root: PathBuf,
-        file: &str,
-        ask: &Ask,
-    ) -> Result<Answer, FetchFailure> {
-        let path = file::inside(&root, file)?;
-        let names = Names {
-            substituter: self.0.name.clone(),
-            address: path.display().to_string().into(),
-            counters: self.0.getter.counters.clone(),
-        };
-        names.counters.request();
-        let opened = file::open(root, path, ask.wanted.clone(), ask.validator.clone()).await?;
-        let Some(opened) = opened else {
-            return Ok(Answer::Absent(404));
-        };
-        let stall = self.0.getter.transport.options().stall_timeout;
-        let mut body = NarBody::new(opened.pieces, opened.start, Some(opened.end), stall, names);
-        body.total = Some(opened.total);
-        body.validator = Some(opened.validator);
-        Ok(Answer::Found(Box::new(body)))
     }
 
     /// Tries until it works, must not be tried again, or the deadline is near.
@@ -454,27 +373,14 @@ impl Substituter {
         Err(last)
     }
 
-    fn fail(&self, failure: FetchFailure, file: &str) -> FetchError {
-        self.counters().failure();
-        failure.at(&self.0.name, self.address(file))
+    /// One try.
+    async fn open(&self, file: &str, ask: &Ask) -> Result<Answer, FetchFailure> {
+        self.0.source.open(&self.0.getter, file, ask).await
     }
 
-    /// A file's address for messages.
-    fn address(&self, file: &str) -> String {
-        match &self.0.source {
-            Source::Http { base, .. } => match join(base, file) {
-                Ok(url) => shown(&url),
-                Err(_) => shown(base),
-            },
-            Source::Directory(root) => match file::inside(root, file) {
-                Ok(path) => path.display().to_string(),
-                Err(_) => root.display().to_string(),
-            },
-            Source::Bucket(bucket) => match bucket.plain(file) {
-                Ok(url) => shown(&url),
-                Err(_) => self.0.name.to_string(),
-            },
-        }
+    fn fail(&self, failure: FetchFailure, file: &str) -> FetchError {
+        self.counters().failure();
+        failure.at(&self.0.name, self.0.source.address(&self.0.name, file))
     }
 }
 
@@ -486,26 +392,4 @@ impl fmt::Debug for Substituter {
             .field("trusted", &self.0.trusted)
             .finish_non_exhaustive()
     }
-}
-
-fn read_token(config: &SubstituterConfig, name: &str) -> Result<Option<Secret>, SubstituterError> {
-    let token = match &config.token_file {
-        Some(path) => {
-            let text =
-                std::fs::read_to_string(path).map_err(|source| SubstituterError::Secrets {
-                    what: "token file",
-                    path: path.display().to_string(),
-                    source,
-                })?;
-            Some(Secret::new(text.trim()))
-        }
-        None => config.token.clone(),
-    };
-    if token
-        .as_ref()
-        .is_some_and(|token| credentials::bearer(token).is_none())
-    {
-        return Err(SubstituterError::Token(name.into()));
-    }
-    Ok(token)
 }

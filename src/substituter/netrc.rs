@@ -273,4 +273,34 @@ mod tests {
             "{shown}"
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_quoted_comes_back(logins in proptest::collection::vec(("\\PC*", "(?s).*"), 0..5)) {
+            let quoted = |text: &str| {
+                let inside = text.replace('\\', "\\\\").replace('"', "\\\"");
+                format!("\"{inside}\"")
+            };
+            let mut text = String::new();
+            for (n, (user, password)) in logins.iter().enumerate() {
+                let (user, password) = (quoted(user), quoted(password));
+                text += &format!("machine h{n}\n\tlogin {user} # it's me\n\tpassword {password}\n");
+            }
+            let netrc = Netrc::parse(text.as_bytes());
+            for (n, (user, password)) in logins.iter().enumerate() {
+                let expected = pair(user, password);
+                proptest::prop_assert_eq!(login(&netrc, &format!("h{n}")), expected);
+            }
+        }
+
+        #[test]
+        fn no_bytes_are_a_panic(bytes in proptest::collection::vec(0u8..=255, 0..200)) {
+            let words = ["machine ", "login ", "\"", "\\", "macdef ", "\n", "default ", "#"];
+            let mut text = Vec::new();
+            for byte in bytes {
+                text.extend_from_slice(words.get(byte as usize).map_or(&[byte][..], |w| w.as_bytes()));
+            }
+            Netrc::parse(&text).machine_or_default("h", None);
+        }
+    }
 }

@@ -49,6 +49,8 @@ impl RetryPolicy {
             .mul_f64(1.0 + jitter.clamp(0.0, 1.0) / 2.0)
             .min(self.cap);
         Some(match failure {
+            // Most likely a kept connection that the server had given up meanwhile.
+            FetchFailure::Lost(_) if tried == 1 => Duration::ZERO,
             FetchFailure::Status {
                 retry_after: Some(asked),
                 ..
@@ -145,6 +147,9 @@ mod tests {
         assert_eq!(wait(status(429, Some(90))), Some(Duration::from_secs(90)));
         assert_eq!(wait(status(429, Some(0))), Some(Duration::from_millis(100)));
         assert_eq!(wait(status(503, Some(7))), Some(Duration::from_secs(7)));
+        let lost = FetchFailure::Lost("reset".into());
+        assert_eq!(wait(lost.clone()), Some(Duration::ZERO));
+        assert_eq!(policy.wait(2, &lost, 0.0), Some(Duration::from_millis(200)));
     }
 
     #[test]

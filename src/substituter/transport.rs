@@ -169,8 +169,11 @@ fn builder(options: &HttpOptions) -> ClientBuilder {
         .retry(reqwest::retry::never())
         .connect_timeout(options.connect_timeout)
         .pool_max_idle_per_host(options.connections)
-        .pool_idle_timeout(Duration::from_secs(90))
+        // Shorter than what servers allow (nginx: 75 s), so that we are the one who closes.
+        .pool_idle_timeout(Duration::from_secs(60))
         .tcp_keepalive(Duration::from_secs(30))
+        // After a suspend or behind a forgetful router a kept connection swallows requests.
+        .tcp_user_timeout(Duration::from_secs(10))
         .tcp_nodelay(true)
         .http2_initial_stream_window_size(STREAM_WINDOW)
         // Room for every stream at once: a NAR whose reader waits must not hold back the others

@@ -133,6 +133,15 @@ impl Bucket {
         }
     }
 
+    /// Whether requests go unsigned for want of keys.
+    pub(super) async fn unsigned(&self) -> bool {
+        match &self.signing {
+            Signing::Always => false,
+            Signing::Never => true,
+            Signing::Perhaps(none_until) => none_until.lock().await.is_some(),
+        }
+    }
+
     async fn signed(&self, file: &str) -> Result<Url, FetchFailure> {
         let key = Path::parse(self.key(file)?)
             .map_err(|error| FetchFailure::BadAddress(error.to_string()))?;
@@ -161,7 +170,7 @@ impl Bucket {
 fn store(settings: &Settings, bucket: &str) -> Result<AmazonS3, object_store::Error> {
     let retry = RetryConfig {
         backoff: BackoffConfig::default(),
-        max_retries: 1,
+        max_retries: 0,
         retry_timeout: KEYS_TIME,
     };
     let mut builder = AmazonS3Builder::from_env()
