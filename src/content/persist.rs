@@ -55,6 +55,10 @@ impl Persister {
     pub(super) fn mark(&self, nar: Arc<NarFile>, urgent: bool) {
         let now = Instant::now();
         let mut queue = lock(&self.queue);
+        if queue.stop {
+            // Nobody would take it out again, and it would keep the whole store alive.
+            return;
+        }
         // The one pushed out is the same object, and not the last reference to it.
         queue.dirty.insert(nar.hash(), nar);
         let first = queue.due.is_none();
@@ -107,7 +111,10 @@ impl Persister {
                 Ok(new) => wrote |= new,
                 Err(error) => {
                     first_error.get_or_insert(error);
-                    lock(&self.queue).dirty.entry(nar.hash()).or_insert(nar);
+                    let mut queue = lock(&self.queue);
+                    if !queue.stop {
+                        queue.dirty.insert(nar.hash(), nar.clone());
+                    }
                 }
             }
         }

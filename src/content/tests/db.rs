@@ -340,7 +340,7 @@ fn a_newer_database_is_refused_and_left_alone() {
             .unwrap();
         txn.commit().unwrap();
     }
-    let error = ContentStore::open(dir.path()).err().unwrap();
+    let error = ContentStore::open(dir.path(), PATIENT).err().unwrap();
     assert!(
         matches!(
             error,

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
 use super::*;
 use crate::content::{ContentError, EvictGoal, Rank};
@@ -166,14 +166,54 @@ fn a_read_only_disk_is_said_and_still_read() {
     drop((nar, part));
     drop(store);
     small.remount(MountFlags::RDONLY);
-    let error = ContentStore::open(&small.at).err().unwrap();
+    let error = ContentStore::open(&small.at, PATIENT).err().unwrap();
     assert!(matches!(error, ContentError::ReadOnly { .. }), "{error}");
     assert!(error.to_string().contains("remount it writable"), "{error}");
     let missing = small.at.join("new");
-    let error = ContentStore::open(&missing).err().unwrap();
+    let error = ContentStore::open(&missing, PATIENT).err().unwrap();
     assert!(matches!(error, ContentError::ReadOnly { .. }), "{error}");
     small.remount(MountFlags::empty());
     assert!(super::nar(&open(&small.at), 1, 100_000).verified());
+}
+
+#[test]
+fn a_disk_that_becomes_read_only_is_still_read() {
+    let small = Small::new("8m");
+    let store = open(&small.at);
+    let nar = full(&store, 1, 100_000);
+    store.flush().unwrap();
+    // The same directory once more, read-only, over itself: whatever is opened by name from now on is read-only.
+    let _cover = Cover::over(&small.at);
+    let other = super::nar(&store, 2, 100_000);
+    let error = other.write_at(&pattern(2, 0..10), 0).unwrap_err();
+    assert!(matches!(error, ContentError::ReadOnly { .. }), "{error}");
+    assert_eq!(other.valid_bytes(), 0);
+    assert!(matches!(
+        store.save_tree(&nar.hash(), b"tree"),
+        Err(ContentError::ReadOnly { .. })
+    ));
+    store.shared.files.forget(nar.generation());
+    assert_eq!(read(&nar, 0..100_000), pattern(1, 0..100_000));
+    // Quarantine still takes the bytes from the readers at once, and says that the disk keeps them.
+    assert!(matches!(nar.discard(), Err(ContentError::ReadOnly { .. })));
+    assert!(!nar.is_valid(0..1));
+}
+
+/// A read-only bind mount of a directory over itself.
+struct Cover(PathBuf);
+
+impl Cover {
+    fn over(at: &Path) -> Self {
+        mount_bind(at, at).unwrap();
+        mount_remount(at, MountFlags::BIND | MountFlags::RDONLY, c"").unwrap();
+        Self(at.into())
+    }
+}
+
+impl Drop for Cover {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     env,
     io::{BufRead, BufReader, Write},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::*;
@@ -137,7 +137,7 @@ fn killed_anywhere_nothing_is_wrong() {
                 );
             }
         }
-        let store = open_soon(dir.path());
+        let store = open(dir.path());
         for seed in 1..=NARS {
             let nar = nar(&store, seed, SIZE);
             let mut at = 0;
@@ -179,19 +179,4 @@ fn killed_anywhere_nothing_is_wrong() {
         kept > 0 && verified > 0 && !slots.is_empty(),
         "the children got nowhere: {kept} {verified}"
     );
-}
-
-/// Opens the store of a killed process.
-fn open_soon(dir: &Path) -> ContentStore {
-    // `wait` returned, so its descriptors are closed; the loop is for children of tests that run beside this one
-    // and have inherited the lock between fork and exec.
-    let start = Instant::now();
-    loop {
-        match ContentStore::open(dir) {
-            Err(ContentError::InUse { .. }) if start.elapsed() < Duration::from_secs(10) => {
-                std::thread::yield_now()
-            }
-            other => return other.unwrap(),
-        }
-    }
 }

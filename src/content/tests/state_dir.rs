@@ -9,7 +9,13 @@ use super::*;
 use crate::content::ContentError;
 
 fn refusal(dir: &Path) -> (ContentError, String) {
-    let error = ContentStore::open(dir).err().expect("it was opened");
+    refusal_with(dir, PATIENT)
+}
+
+fn refusal_with(dir: &Path, options: OpenOptions) -> (ContentError, String) {
+    let error = ContentStore::open(dir, options)
+        .err()
+        .expect("it was opened");
     let text = error.to_string();
     assert!(text.contains(&dir.display().to_string()), "{text}");
     (error, text)
@@ -35,7 +41,8 @@ fn it_is_made_private_and_says_what_it_is() {
 fn a_second_user_is_told_who_has_it() {
     let dir = dir();
     let store = open(dir.path());
-    let (error, text) = refusal(dir.path());
+    let at_once = OpenOptions::default();
+    let (error, text) = refusal_with(dir.path(), at_once);
     let me = std::process::id();
     assert!(
         matches!(error, ContentError::InUse { pid: Some(pid), .. } if pid == me),
@@ -45,13 +52,27 @@ fn a_second_user_is_told_who_has_it() {
     // Whoever still has a NAR of the store keeps the directory.
     let nar = full(&store, 1, 100);
     drop(store);
-    assert!(matches!(refusal(dir.path()).0, ContentError::InUse { .. }));
+    let (error, _) = refusal_with(dir.path(), at_once);
+    assert!(matches!(error, ContentError::InUse { .. }));
     assert!(matches!(
         nar.discard().and_then(|()| nar.write_at(&[1], 0)),
         Err(ContentError::Closed { .. })
     ));
     drop(nar);
     open(dir.path());
+}
+
+#[test]
+fn who_waits_gets_it_when_it_is_free() {
+    let dir = dir();
+    let first = open(dir.path());
+    std::thread::scope(|scope| {
+        let wait = std::time::Duration::from_secs(600);
+        let second =
+            scope.spawn(move || ContentStore::open(dir.path(), OpenOptions { wait }).map(drop));
+        drop(first);
+        second.join().unwrap().unwrap();
+    });
 }
 
 #[test]
