@@ -111,11 +111,12 @@ impl ContentStore {
                 report.unverified += u64::from(kept.valid > 0);
                 continue;
             };
-            let nar = self.nar(&kept.hash, size)?;
-            let _hold = nar.hold();
-            let found = nar.hash_with(|bytes| {
-                hashed += bytes;
-                progress(CheckProgress { hashed, total });
+            let found = self.nar(&kept.hash, size).and_then(|nar| {
+                let _hold = nar.hold();
+                nar.hash_with(|bytes| {
+                    hashed += bytes;
+                    progress(CheckProgress { hashed, total });
+                })
             });
             let kind = match found {
                 Ok((found, _)) if found == kept.hash => {

@@ -130,7 +130,7 @@ impl ContentStore {
                     evicted.nars += 1;
                     evicted.bytes += bytes;
                     if victim.rank == Rank::Unrooted {
-                        evicted.bytes += self.remove_counted(&victim.hash, Kind::Index)?;
+                        evicted.bytes += self.shared.remove_counted(&victim.hash, Kind::Index)?;
                     }
                     gone.push(victim.hash);
                 }
@@ -166,8 +166,8 @@ impl ContentStore {
             return nar.discard_if(|nar| even_if_held || !nar.held());
         }
         // Nobody has it, and with the table locked nobody begins to.
-        let map = self.remove_counted(hash, Kind::Map)?;
-        let nar = self.remove_counted(hash, Kind::Nar)?;
+        let map = self.shared.remove_counted(hash, Kind::Map)?;
+        let nar = self.shared.remove_counted(hash, Kind::Nar)?;
         drop(living);
         Ok(Some(map + nar))
     }

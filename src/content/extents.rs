@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn refuses_what_is_not_in_order() {
         for bad in [
-            vec![5..5],
+            vec![5..5, 6..7],
             vec![3..9, 9..12],
             vec![8..9, 1..2],
             vec![Range { start: 9, end: 3 }],

@@ -7,7 +7,7 @@
 //! | `version`, `lock` | format of the directory; who uses it | `state_dir.rs` |
 //! | `content/<nix32 of the NAR hash>.nar` | the uncompressed NAR, sparse while partial, always of the NAR's size | `nar_file.rs` |
 //! | `content/<…>.map` | which of its bytes are valid | `map.rs` |
-//! | `content/<…>.index` | the compiled tree | [`crate::tree`](crate) |
+//! | `content/<…>.index` | the compiled tree | the layer `tree` |
 //! | `tmp/` | files being written, before they get their name; emptied at the start | `shared.rs` |
 //! | `narfs.redb` | slots, narinfos, roots, uses, facts | [`db`] |
 //!
@@ -70,7 +70,7 @@ pub use fds::MAX_OPEN_FILES;
 pub use map::{Map, MapError};
 pub use nar_file::{Hold, NarFile};
 pub use state_dir::STATE_VERSION;
-pub use store::ContentStore;
+pub use store::{ContentStore, OpenOptions};
 
 /// A place where decoding of a compressed NAR can start afresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -45,7 +45,8 @@ pub struct NarFile {
     state: RwLock<State>,
     holds: AtomicU32,
     noted_use: AtomicU64,
-    nar_allocated: AtomicU64,
+    /// Bytes allocated for the file, as far as the usage knows; locked while they are looked up.
+    nar_allocated: Mutex<u64>,
     map_allocated: AtomicU64,
 }
 
@@ -106,7 +107,7 @@ impl NarFile {
             state: RwLock::new(state),
             holds: AtomicU32::new(0),
             noted_use: AtomicU64::new(0),
-            nar_allocated: nar_allocated.into(),
+            nar_allocated: Mutex::new(nar_allocated),
             map_allocated: map_allocated.into(),
         })
     }
@@ -386,7 +387,9 @@ impl NarFile {
     /// Drops the bytes and the map. From the return of this on, and in fact from its beginning, nobody reads a
     /// byte of what was here; who is reading gets [`ContentError::Discarded`].
     pub fn discard(&self) -> Result<(), ContentError> {
-        self.discard_if(|_| true).map(|_| ())
+        self.discard_if(|_| true)?;
+        // What was found to be wrong must not be back after a power cut.
+        self.shared.settle_removals()
     }
 
     /// Discards if it may; the bytes that became free, or `None` if it may not.
@@ -408,8 +411,8 @@ impl NarFile {
         let _persisting = lock(&self.persisting);
         self.shared.remove(&self.hash, Kind::Map)?;
         self.shared.remove(&self.hash, Kind::Nar)?;
-        let freed = self.nar_allocated.swap(0, Ordering::Relaxed)
-            + self.map_allocated.swap(0, Ordering::Relaxed);
+        let nar = std::mem::take(&mut *lock(&self.nar_allocated));
+        let freed = nar + self.map_allocated.swap(0, Ordering::Relaxed);
         self.shared.usage.change(freed, 0);
         Ok(Some(freed))
     }
@@ -450,10 +453,12 @@ impl NarFile {
             };
             match self
                 .open_existing(generation, false)
-                .and_then(|file| file.sync_data())
+                .and_then(|file| file.sync_data().map(|()| file))
             {
                 Err(e) => Err((generation, e)),
-                Ok(()) => {
+                Ok(file) => {
+                    // Only now has the file system decided what they take.
+                    self.account(&file);
                     let bytes = map.encode();
                     let path = self.shared.path(&self.hash, Kind::Map);
                     let now = replace_file(&self.shared.tmp(), &path, &bytes)?;
@@ -496,8 +501,8 @@ impl NarFile {
     /// Makes a new, empty file; whatever had its name is somebody else's from now on. The writer lock is held.
     fn create(&self) -> Result<(), ContentError> {
         let path = self.shared.path(&self.hash, Kind::Nar);
-        self.shared.remove(&self.hash, Kind::Map)?;
-        self.shared.remove(&self.hash, Kind::Nar)?;
+        self.shared.remove_counted(&self.hash, Kind::Map)?;
+        self.shared.remove_counted(&self.hash, Kind::Nar)?;
         self.shared.settle_removals()?;
         let make = || {
             let file = OpenOptions::new()
@@ -542,11 +547,12 @@ impl NarFile {
     }
 
     fn account(&self, file: &File) {
+        let mut known = lock(&self.nar_allocated);
         if let Ok(meta) = file.metadata() {
             let now = allocated(&meta);
             self.shared
                 .usage
-                .change(self.nar_allocated.swap(now, Ordering::Relaxed), now);
+                .change(std::mem::replace(&mut known, now), now);
         }
     }
 

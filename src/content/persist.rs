@@ -20,6 +20,10 @@ const GATHER_USES: Duration = Duration::from_secs(60);
 /// the log.
 const MOST_BACKOFF: Duration = Duration::from_secs(30);
 
+/// Syncs under way at once. One waits for the disk's journal; several wait for the same write of it, so that a
+/// thousand small NARs of one closure are durable in seconds.
+const SYNCS_AT_ONCE: usize = 8;
+
 /// What is to be made durable.
 pub(super) struct Persister {
     queue: Mutex<Queue>,
@@ -51,6 +55,10 @@ impl Persister {
     pub(super) fn mark(&self, nar: Arc<NarFile>, urgent: bool) {
         let now = Instant::now();
         let mut queue = lock(&self.queue);
+        if queue.stop {
+            // Nobody would take it out again, and it would keep the whole store alive.
+            return;
+        }
         // The one pushed out is the same object, and not the last reference to it.
         queue.dirty.insert(nar.hash(), nar);
         let first = queue.due.is_none();
@@ -98,12 +106,15 @@ impl Persister {
         };
         let mut wrote = false;
         let mut first_error = None;
-        for nar in dirty.into_values() {
-            match nar.persist() {
+        for (nar, outcome) in persist_all(dirty.into_values().collect()) {
+            match outcome {
                 Ok(new) => wrote |= new,
                 Err(error) => {
                     first_error.get_or_insert(error);
-                    lock(&self.queue).dirty.entry(nar.hash()).or_insert(nar);
+                    let mut queue = lock(&self.queue);
+                    if !queue.stop {
+                        queue.dirty.insert(nar.hash(), nar.clone());
+                    }
                 }
             }
         }
@@ -168,4 +179,27 @@ impl Persister {
             };
         }
     }
+}
+
+type Outcome = (Arc<NarFile>, Result<bool, ContentError>);
+
+fn persist_all(nars: Vec<Arc<NarFile>>) -> Vec<Outcome> {
+    let helpers = nars.len().min(SYNCS_AT_ONCE).saturating_sub(1);
+    let todo = Mutex::new(nars);
+    let done = Mutex::new(Vec::new());
+    let work = || {
+        loop {
+            let Some(nar) = lock(&todo).pop() else { return };
+            let outcome = nar.persist();
+            lock(&done).push((nar, outcome));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..helpers {
+            // One that does not start is not needed: this thread does what is left.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner)
 }

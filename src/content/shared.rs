@@ -156,6 +156,18 @@ impl Shared {
         }
     }
 
+    /// Removes a file that no living NAR file counts, if it is there; the bytes that became free.
+    pub(super) fn remove_counted(&self, hash: &NarHash, kind: Kind) -> Result<u64, ContentError> {
+        let bytes = fs::metadata(self.path(hash, kind)).map_or(0, |m| allocated(&m));
+        match self.remove(hash, kind)? {
+            true => {
+                self.usage.change(bytes, 0);
+                Ok(bytes)
+            }
+            false => Ok(0),
+        }
+    }
+
     /// Makes removed maps stay removed. Due before a new NAR file is made: else, after a power cut, the map of an
     /// earlier file of that name might come back and speak for the new one's holes.
     pub(super) fn settle_removals(&self) -> Result<(), ContentError> {
@@ -273,7 +285,7 @@ impl Shared {
         tracing::warn!(nar = %hash, "the map of this NAR is not used and its bytes are fetched again: {why}");
         for kind in [Kind::Map, Kind::Nar] {
             // What cannot be removed now is removed before the next file of that name is made.
-            if let Err(error) = self.remove(hash, kind) {
+            if let Err(error) = self.remove_counted(hash, kind) {
                 tracing::warn!(%error, "a useless file stays");
             }
         }

@@ -13,9 +13,13 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 use super::ContentError;
 
@@ -29,6 +33,9 @@ const LOCK_FILE: &str = "lock";
 const CONTENT_DIR: &str = "content";
 const TMP_DIR: &str = "tmp";
 const DB_FILE: &str = "narfs.redb";
+
+/// How often a lock that another process has is tried again: `flock` itself waits for ever or not at all.
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// What may lie in a directory that has no version yet: an interrupted creation's leavings, and what a fresh file
 /// system has at its root.
@@ -44,10 +51,10 @@ pub(super) struct StateDir {
 
 impl StateDir {
     /// Makes the directory if it is missing, takes it, and checks that it is of a version we know.
-    pub(super) fn take(path: &Path) -> Result<Self, ContentError> {
+    pub(super) fn take(path: &Path, wait: Duration) -> Result<Self, ContentError> {
         make_dir(path)?;
         check_owner(path)?;
-        let lock = take_lock(path)?;
+        let lock = take_lock(path, wait)?;
         check_version(path)?;
         make_dir(&path.join(CONTENT_DIR))?;
         make_dir(&path.join(TMP_DIR))?;
@@ -117,7 +124,7 @@ fn check_owner(path: &Path) -> Result<(), ContentError> {
     Ok(())
 }
 
-fn take_lock(dir: &Path) -> Result<File, ContentError> {
+fn take_lock(dir: &Path, wait: Duration) -> Result<File, ContentError> {
     let path = dir.join(LOCK_FILE);
     let lock = OpenOptions::new()
         .read(true)
@@ -127,9 +134,16 @@ fn take_lock(dir: &Path) -> Result<File, ContentError> {
         .mode(0o600)
         .open(&path)
         .map_err(|e| ContentError::io("open", &path, e))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+    let start = Instant::now();
+    let outcome = loop {
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if start.elapsed() < wait => std::thread::sleep(LOCK_POLL),
+            other => break other,
+        }
+    };
+    match outcome {
         Ok(()) => {}
-        Err(e) if e == rustix::io::Errno::WOULDBLOCK => {
+        Err(Errno::WOULDBLOCK) => {
             let mut text = String::new();
             let _ = lock.take(32).read_to_string(&mut text);
             return Err(ContentError::InUse {

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Weak},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use super::{
@@ -13,6 +14,13 @@ use super::{
     state_dir::{StateDir, allocated, replace_file},
 };
 use crate::nix::NarHash;
+
+/// How to open a state directory.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenOptions {
+    /// How long to wait for another process that has the directory: one that is just ending, say.
+    pub wait: Duration,
+}
 
 /// The kept bytes, trees and facts of one state directory. While it lives, the directory is this process's.
 pub struct ContentStore {
@@ -25,8 +33,8 @@ impl ContentStore {
     ///
     /// Refused, with a message that says what to do: a directory that another process uses, that somebody else
     /// could write to, that holds something else, or that a newer narfs wrote.
-    pub fn open(dir: &Path) -> Result<Self, ContentError> {
-        let dir = StateDir::take(dir)?;
+    pub fn open(dir: &Path, options: OpenOptions) -> Result<Self, ContentError> {
+        let dir = StateDir::take(dir, options.wait)?;
         let db = Db::open(&dir.database())?;
         let content = dir.content();
         let shared = Arc::new(Shared::new(dir, db));
@@ -76,7 +84,7 @@ impl ContentStore {
 
     /// Drops the compiled tree of a NAR, if there is one.
     pub fn drop_tree(&self, hash: &NarHash) -> Result<(), ContentError> {
-        self.remove_counted(hash, Kind::Index).map(|_| ())
+        self.shared.remove_counted(hash, Kind::Index).map(|_| ())
     }
 
     /// The database.
@@ -105,18 +113,6 @@ impl ContentStore {
     /// The NAR file of this hash, if anybody has it.
     pub(super) fn alive(&self, hash: &NarHash) -> Option<Arc<NarFile>> {
         self.shared.living(hash).get(hash).and_then(Weak::upgrade)
-    }
-
-    /// Removes a file if it is there; the bytes that became free.
-    pub(super) fn remove_counted(&self, hash: &NarHash, kind: Kind) -> Result<u64, ContentError> {
-        let bytes = fs::metadata(self.shared.path(hash, kind)).map_or(0, |m| allocated(&m));
-        match self.shared.remove(hash, kind)? {
-            true => {
-                self.shared.usage.change(bytes, 0);
-                Ok(bytes)
-            }
-            false => Ok(0),
-        }
     }
 }
 

@@ -10,8 +10,7 @@ type Key = (&'static [u8; 20], &'static str);
 /// Seconds since 1970, the narinfo or none.
 type Value = (u64, Option<&'static [u8]>);
 
-pub(super) const NARINFOS: TableDefinition<Key, Value> =
-    TableDefinition::new("narinfos");
+pub(super) const NARINFOS: TableDefinition<Key, Value> = TableDefinition::new("narinfos");
 
 /// How long an answer counts, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,9 @@
 //! Opening the database file: making it, knowing a damaged one, putting that aside.
 
 use std::{
-    fs, io,
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -77,7 +79,15 @@ fn refused(path: &Path, fault: Fault) -> ContentError {
 }
 
 fn attempt(path: &Path) -> Result<Database, Fault> {
-    let database = sheltered(|| Ok(Builder::new().set_cache_size(CACHE).create(path)?))?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(redb::Error::Io)?;
+    let database = sheltered(|| Ok(Builder::new().set_cache_size(CACHE).create_file(file)?))?;
     let schema = sheltered(|| {
         let txn = database.begin_read()?;
         match txn.open_table(META) {

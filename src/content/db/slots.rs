@@ -121,7 +121,7 @@ fn existing(
 
 #[cfg(test)]
 impl Db {
-    pub(super) fn set_next_slot(&self, next: u64) -> Pending<()> {
+    pub(in crate::content) fn set_next_slot(&self, next: u64) -> Pending<()> {
         self.writer.submit(move |txn| {
             txn.open_table(META)?.insert(NEXT, next)?;
             Ok(Ok(()))

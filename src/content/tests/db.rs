@@ -29,10 +29,21 @@ fn slots_are_given_once_and_for_good() {
         let store = open(dir.path());
         let db = store.db();
         assert_eq!(db.slots().unwrap(), vec![]);
-        assert_eq!(db.allocate_slots(&[a.clone(), b.clone(), a.clone()]).wait().unwrap(), [1, 2, 1]);
-        assert_eq!(db.allocate_slots(&[c.clone(), a.clone()]).wait().unwrap(), [3, 1]);
+        assert_eq!(
+            db.allocate_slots(&[a.clone(), b.clone(), a.clone()])
+                .wait()
+                .unwrap(),
+            [1, 2, 1]
+        );
+        assert_eq!(
+            db.allocate_slots(&[c.clone(), a.clone()]).wait().unwrap(),
+            [3, 1]
+        );
         assert_eq!(db.reallocate_slot(&a).wait().unwrap(), 4);
-        assert_eq!(db.allocate_slots(&[a.clone()]).wait().unwrap(), [4]);
+        assert_eq!(
+            db.allocate_slots(std::slice::from_ref(&a)).wait().unwrap(),
+            [4]
+        );
     }
     let store = open(dir.path());
     let all = vec![(1, a.clone()), (2, b.clone()), (3, c), (4, a.clone())];
@@ -40,7 +51,14 @@ fn slots_are_given_once_and_for_good() {
     assert_eq!(store.db().slot(&a.hash()).unwrap(), Some((4, a.clone())));
     assert_eq!(store.db().slot(&digest(9)).unwrap(), None);
     // Another name is another path: it must not get the first one's inodes.
-    assert_eq!(store.db().allocate_slots(&[path(2, "other"), b]).wait().unwrap(), [5, 6]);
+    assert_eq!(
+        store
+            .db()
+            .allocate_slots(&[path(2, "other"), b])
+            .wait()
+            .unwrap(),
+        [5, 6]
+    );
 }
 
 #[test]
@@ -51,10 +69,24 @@ fn the_last_slot_is_the_last() {
     db.allocate_slots(&[path(1, "a")]).wait().unwrap();
     db.set_next_slot(u64::from(MAX_SLOT)).wait().unwrap();
     let wanted = [path(2, "b"), path(3, "c")];
-    assert!(matches!(db.allocate_slots(&wanted).wait(), Err(ContentError::NoSlots { .. })));
-    assert_eq!(db.allocate_slots(&[path(1, "a"), path(2, "b")]).wait().unwrap(), [1, MAX_SLOT]);
-    assert!(matches!(db.reallocate_slot(&path(1, "a")).wait(), Err(ContentError::NoSlots { .. })));
-    assert_eq!(db.allocate_slots(&[path(2, "b")]).wait().unwrap(), [MAX_SLOT]);
+    assert!(matches!(
+        db.allocate_slots(&wanted).wait(),
+        Err(ContentError::NoSlots { .. })
+    ));
+    assert_eq!(
+        db.allocate_slots(&[path(1, "a"), path(2, "b")])
+            .wait()
+            .unwrap(),
+        [1, MAX_SLOT]
+    );
+    assert!(matches!(
+        db.reallocate_slot(&path(1, "a")).wait(),
+        Err(ContentError::NoSlots { .. })
+    ));
+    assert_eq!(
+        db.allocate_slots(&[path(2, "b")]).wait().unwrap(),
+        [MAX_SLOT]
+    );
 }
 
 #[test]
@@ -62,14 +94,32 @@ fn narinfos_count_for_a_time() {
     let dir = dir();
     let store = open(dir.path());
     let db = store.db();
-    let answers = vec![(digest(1), Some(b"StorePath: x".to_vec())), (digest(2), None)];
-    db.put_narinfos("https://one", answers, 5000).wait().unwrap();
-    let fresh = |n, now| db.narinfo("https://one", &digest(n), now, TTL).unwrap().map(|a| a.fresh);
-    assert_eq!((fresh(1, 5000), fresh(1, 5999), fresh(1, 6000)), (Some(true), Some(true), Some(false)));
+    let answers = vec![
+        (digest(1), Some(b"StorePath: x".to_vec())),
+        (digest(2), None),
+    ];
+    db.put_narinfos("https://one", answers, 5000)
+        .wait()
+        .unwrap();
+    let fresh = |n, now| {
+        db.narinfo("https://one", &digest(n), now, TTL)
+            .unwrap()
+            .map(|a| a.fresh)
+    };
+    assert_eq!(
+        (fresh(1, 5000), fresh(1, 5999), fresh(1, 6000)),
+        (Some(true), Some(true), Some(false))
+    );
     assert_eq!((fresh(2, 5099), fresh(2, 5100)), (Some(true), Some(false)));
     assert_eq!(fresh(3, 5000), None);
-    assert_eq!(db.narinfo("https://two", &digest(1), 5000, TTL).unwrap(), None);
-    let found = db.narinfo("https://one", &digest(1), 5000, TTL).unwrap().unwrap();
+    assert_eq!(
+        db.narinfo("https://two", &digest(1), 5000, TTL).unwrap(),
+        None
+    );
+    let found = db
+        .narinfo("https://one", &digest(1), 5000, TTL)
+        .unwrap()
+        .unwrap();
     assert_eq!(found.text.as_deref(), Some(b"StorePath: x".as_slice()));
 }
 
@@ -79,17 +129,29 @@ fn answers_from_the_future_count_no_longer_than_their_time() {
     let store = open(dir.path());
     let db = store.db();
     for fetched_at in [u64::MAX, 1_000_000] {
-        db.put_narinfos("s", vec![(digest(1), None)], fetched_at).wait().unwrap();
+        db.put_narinfos("s", vec![(digest(1), None)], fetched_at)
+            .wait()
+            .unwrap();
         let at = |now| db.narinfo("s", &digest(1), now, TTL).unwrap().unwrap();
         let first = at(500);
         assert_eq!((first.fresh, first.fetched_at), (true, 500));
         // A write behind the one that sets the time: when it is done, that one is.
         db.put_root("r", &[]).wait().unwrap();
         assert!(at(599).fresh);
-        assert!(!at(600).fresh, "counted from when it was first seen to be from the future");
+        assert!(
+            !at(600).fresh,
+            "counted from when it was first seen to be from the future"
+        );
     }
-    db.put_narinfos("s", vec![(digest(1), None)], 0).wait().unwrap();
-    assert!(!db.narinfo("s", &digest(1), u64::MAX, TTL).unwrap().unwrap().fresh);
+    db.put_narinfos("s", vec![(digest(1), None)], 0)
+        .wait()
+        .unwrap();
+    assert!(
+        !db.narinfo("s", &digest(1), u64::MAX, TTL)
+            .unwrap()
+            .unwrap()
+            .fresh
+    );
 }
 
 #[test]
@@ -99,9 +161,15 @@ fn negatives_are_forgotten_on_demand_and_when_they_are_old() {
     let db = store.db();
     let text = Some(b"x".to_vec());
     for n in [0, 7, 255] {
-        db.put_narinfos("a", vec![(digest(n), None)], 10).wait().unwrap();
-        db.put_narinfos("b", vec![(digest(n), text.clone())], 10).wait().unwrap();
-        db.put_narinfos("c", vec![(digest(n), None)], 90).wait().unwrap();
+        db.put_narinfos("a", vec![(digest(n), None)], 10)
+            .wait()
+            .unwrap();
+        db.put_narinfos("b", vec![(digest(n), text.clone())], 10)
+            .wait()
+            .unwrap();
+        db.put_narinfos("c", vec![(digest(n), None)], 90)
+            .wait()
+            .unwrap();
     }
     let who = |n| -> Vec<String> {
         let all = db.narinfos(&digest(n), 100, TTL).unwrap();
@@ -110,7 +178,14 @@ fn negatives_are_forgotten_on_demand_and_when_they_are_old() {
     assert_eq!(who(7), ["a", "b", "c"]);
     db.forget_negative(&digest(255)).wait().unwrap();
     db.forget_negative(&digest(0)).wait().unwrap();
-    assert_eq!((who(0), who(7), who(255)), (vec!["b".into()], vec!["a".into(), "b".into(), "c".into()], vec!["b".into()]));
+    assert_eq!(
+        (who(0), who(7), who(255)),
+        (
+            vec!["b".into()],
+            vec!["a".into(), "b".into(), "c".into()],
+            vec!["b".into()]
+        )
+    );
     db.prune_negative(110, TTL).wait().unwrap();
     assert_eq!(who(7), ["b", "c"]);
     db.forget_narinfo("b", &digest(7)).wait().unwrap();
@@ -123,22 +198,42 @@ fn roots_and_facts_survive() {
     let facts = PathFacts {
         first_seen: Some(5),
         fetched_from: Some("https://one".into()),
-        last_error: Some(PathError { text: "gone".into(), at: 6 }),
+        last_error: Some(PathError {
+            text: "gone".into(),
+            at: 6,
+        }),
     };
     {
         let store = open(dir.path());
         let db = store.db();
-        db.put_root("view", &[path(1, "a"), path(2, "b")]).wait().unwrap();
+        db.put_root("view", &[path(1, "a"), path(2, "b")])
+            .wait()
+            .unwrap();
         db.put_root("empty", &[]).wait().unwrap();
-        db.put_facts(vec![(digest(1), facts.clone())]).wait().unwrap();
-        db.update_facts(&digest(1), |f| f.last_error = None).wait().unwrap();
-        db.update_facts(&digest(2), |f| f.first_seen = Some(9)).wait().unwrap();
+        db.put_facts(vec![(digest(1), facts.clone())])
+            .wait()
+            .unwrap();
+        db.update_facts(&digest(1), |f| f.last_error = None)
+            .wait()
+            .unwrap();
+        db.update_facts(&digest(2), |f| f.first_seen = Some(9))
+            .wait()
+            .unwrap();
     }
     let store = open(dir.path());
     let db = store.db();
-    let want = vec![("empty".into(), vec![]), ("view".into(), vec![path(1, "a"), path(2, "b")])];
+    let want = vec![
+        ("empty".into(), vec![]),
+        ("view".into(), vec![path(1, "a"), path(2, "b")]),
+    ];
     assert_eq!(db.roots().unwrap(), want);
-    assert_eq!(db.facts(&digest(1)).unwrap(), PathFacts { last_error: None, ..facts });
+    assert_eq!(
+        db.facts(&digest(1)).unwrap(),
+        PathFacts {
+            last_error: None,
+            ..facts
+        }
+    );
     assert_eq!(db.all_facts().unwrap().len(), 2);
     assert_eq!(db.facts(&digest(3)).unwrap(), PathFacts::default());
     assert!(db.remove_root("view").wait().unwrap());
@@ -148,7 +243,9 @@ fn roots_and_facts_survive() {
 #[test]
 fn writes_are_awaited_too_and_happen_without_a_waiter() {
     let dir = dir();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
     {
         let store = open(dir.path());
         let slots = runtime.block_on(async { store.db().allocate_slots(&[path(1, "a")]).await });
@@ -158,8 +255,17 @@ fn writes_are_awaited_too_and_happen_without_a_waiter() {
         }
     }
     let store = open(dir.path());
-    assert!((0..200).all(|n| store.db().narinfo("s", &digest(n), 1, TTL).unwrap().is_some()));
+    assert!((0..200).all(|n| {
+        store
+            .db()
+            .narinfo("s", &digest(n), 1, TTL)
+            .unwrap()
+            .is_some()
+    }));
 }
+
+/// How a file is spoilt, in words and in deed.
+type Spoil = (&'static str, fn(&Path));
 
 /// Spoils the database of a state directory with one slot, and opens it again.
 fn reopened_after(spoil: impl Fn(&Path)) -> (tempfile::TempDir, ContentStore) {
@@ -176,12 +282,21 @@ fn reopened_after(spoil: impl Fn(&Path)) -> (tempfile::TempDir, ContentStore) {
 
 #[test]
 fn a_damaged_database_is_put_aside_and_the_bytes_stay() {
-    let spoils: [(&str, fn(&Path)); 4] = [
-        ("garbage", |p| fs::write(p, b"this is no database at all, but a text").unwrap()),
-        ("zeros", |p| fs::write(p, vec![0; fs::metadata(p).unwrap().len() as usize]).unwrap()),
+    let spoils: [Spoil; 4] = [
+        ("garbage", |p| {
+            fs::write(p, b"this is no database at all, but a text").unwrap()
+        }),
+        ("zeros", |p| {
+            fs::write(p, vec![0; fs::metadata(p).unwrap().len() as usize]).unwrap()
+        }),
         ("half of it", |p| {
             let len = fs::metadata(p).unwrap().len();
-            fs::OpenOptions::new().write(true).open(p).unwrap().set_len(len / 2).unwrap();
+            fs::OpenOptions::new()
+                .write(true)
+                .open(p)
+                .unwrap()
+                .set_len(len / 2)
+                .unwrap();
         }),
         ("all but its head", |p| {
             let mut bytes = fs::read(p).unwrap();
@@ -194,7 +309,11 @@ fn a_damaged_database_is_put_aside_and_the_bytes_stay() {
         assert!(dir.path().join("narfs.redb.damaged-1").exists(), "{what}");
         assert_eq!(store.db().slots().unwrap(), vec![], "{what}");
         // Not a number that the lost database may have given to another path.
-        assert_eq!(store.db().allocate_slots(&[path(2, "b")]).wait().unwrap(), [(1 << 20) + 1], "{what}");
+        assert_eq!(
+            store.db().allocate_slots(&[path(2, "b")]).wait().unwrap(),
+            [(1 << 20) + 1],
+            "{what}"
+        );
         assert!(nar(&store, 1, 5000).verified(), "{what}");
     }
 }
@@ -215,10 +334,23 @@ fn a_newer_database_is_refused_and_left_alone() {
     {
         let database = redb::Database::open(&file).unwrap();
         let txn = database.begin_write().unwrap();
-        txn.open_table(redb::TableDefinition::<&str, u64>::new("meta")).unwrap().insert("schema", 99).unwrap();
+        txn.open_table(redb::TableDefinition::<&str, u64>::new("meta"))
+            .unwrap()
+            .insert("schema", 99)
+            .unwrap();
         txn.commit().unwrap();
     }
-    let error = ContentStore::open(dir.path()).err().unwrap();
-    assert!(matches!(error, ContentError::Newer { found: 99, known: 1, .. }), "{error}");
+    let error = ContentStore::open(dir.path(), PATIENT).err().unwrap();
+    assert!(
+        matches!(
+            error,
+            ContentError::Newer {
+                found: 99,
+                known: 1,
+                ..
+            }
+        ),
+        "{error}"
+    );
     assert!(!dir.path().join("narfs.redb.damaged-1").exists());
 }

@@ -5,12 +5,13 @@ mod db;
 mod evict;
 mod faults;
 mod kill;
+mod model;
 mod nar;
 mod state_dir;
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use super::{ContentStore, NarFile};
+use super::{ContentStore, NarFile, OpenOptions};
 use crate::nix::{NarHash, NarHasher};
 
 /// A state directory that goes away with the test.
@@ -18,8 +19,14 @@ pub(super) fn dir() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// Waits for the lock: a process that a test beside this one starts has, between its fork and its exec, whatever locks
+/// this process had at the fork.
+pub(super) const PATIENT: OpenOptions = OpenOptions {
+    wait: Duration::from_secs(60),
+};
+
 pub(super) fn open(dir: &Path) -> ContentStore {
-    ContentStore::open(dir).unwrap()
+    ContentStore::open(dir, PATIENT).unwrap()
 }
 
 /// Bytes that differ from place to place and from seed to seed, and are never zero: a hole is no pattern.

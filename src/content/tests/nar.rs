@@ -259,9 +259,12 @@ fn descriptors_are_bounded() {
     );
 }
 
+/// How a map and a NAR file are spoilt, in words and in deed.
+type Spoil = (&'static str, fn(&Path, &Path));
+
 #[test]
 fn a_map_that_cannot_be_right_is_not_believed() {
-    let spoil: [(&str, fn(&std::path::Path, &std::path::Path)); 7] = [
+    let spoil: [Spoil; 7] = [
         ("a flipped bit", |map, _| {
             let mut bytes = fs::read(map).unwrap();
             bytes[80] ^= 4;
