@@ -294,4 +294,29 @@ mod tests {
             "0 of 1 path, 0 B of 1.0 MiB (0%), 0 B/s, 1 error"
         );
     }
+
+    #[test]
+    fn bars_come_and_go_with_what_is_fetched() {
+        let terminal = Terminal {
+            width: Some(80),
+            ..Terminal::NONE
+        };
+        let mut progress = Progress::new(&terminal, false);
+        let bars = |progress: &Progress| match &progress.look {
+            Look::Bars { paths, .. } => paths.len(),
+            _ => 0,
+        };
+        let now = Instant::now();
+        let many: Vec<_> = (0..20).map(|_| path(1, 2)).collect();
+        progress.update(now, &many);
+        assert_eq!(bars(&progress), PATH_BARS);
+        progress.update(now, &[path(2, 2), path(1, 2)]);
+        assert_eq!(bars(&progress), 1);
+        progress.finish(&many);
+        assert!(matches!(Progress::new(&terminal, true).look, Look::Quiet));
+        assert!(matches!(
+            Progress::new(&Terminal::NONE, false).look,
+            Look::Lines { .. }
+        ));
+    }
 }

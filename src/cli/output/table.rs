@@ -162,7 +162,11 @@ fn shortened(store_path: &str, width: usize, unicode: bool) -> String {
         return base.to_string();
     }
     let short = match base.split_at_checked(32) {
-        Some((digest, name)) => format!("{}{}{name}", &digest[..DIGITS], mark(unicode)),
+        Some((digest, name)) => format!(
+            "{}{}{name}",
+            digest.get(..DIGITS).unwrap_or(digest),
+            mark(unicode)
+        ),
         None => base.to_string(),
     };
     cut(&short, width, unicode)
