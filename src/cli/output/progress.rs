@@ -134,8 +134,34 @@ enum Look {
     Bars {
         all: ProgressBar,
         paths: Vec<ProgressBar>,
-        unicode: bool,
+        bar: Bar,
     },
+}
+
+/// How bars are drawn.
+#[derive(Debug, Clone, Copy)]
+struct Bar {
+    width: usize,
+    unicode: bool,
+}
+
+impl Bar {
+    /// Columns of a terminal from which on there is room for a long bar beside [`line`].
+    const ROOMY: usize = 100;
+
+    fn for_terminal(columns: usize, unicode: bool) -> Self {
+        Self {
+            width: if columns < Self::ROOMY { 8 } else { 16 },
+            unicode,
+        }
+    }
+
+    fn with(self, fetched: u64, size: u64, text: &str) -> String {
+        format!(
+            "{}  {text}",
+            human::bar(percent(fetched, size), self.width, self.unicode)
+        )
+    }
 }
 
 impl Progress {
@@ -144,13 +170,13 @@ impl Progress {
         let look = match (quiet, terminal.width) {
             (true, _) => Look::Quiet,
             (false, None) => Look::Lines { next: None },
-            (false, Some(_)) => {
+            (false, Some(columns)) => {
                 BARS.set_draw_target(ProgressDrawTarget::stderr());
                 let all = BARS.add(ProgressBar::new(0).with_style(style()));
                 Look::Bars {
                     all,
                     paths: Vec::new(),
-                    unicode: terminal.unicode,
+                    bar: Bar::for_terminal(columns, terminal.unicode),
                 }
             }
         };
@@ -175,7 +201,7 @@ impl Progress {
             Look::Bars {
                 all,
                 paths: bars,
-                unicode,
+                bar: look,
             } => {
                 let active: Vec<_> = paths
                     .iter()
@@ -189,19 +215,17 @@ impl Progress {
                     bars.push(BARS.insert_before(all, ProgressBar::new(0).with_style(style())));
                 }
                 for (bar, path) in bars.iter().zip(active) {
-                    bar.set_prefix(human::bar(path.fetched_percent, 16, *unicode));
                     let name = path.store_path.rsplit('/').next().unwrap_or_default();
                     let name = name.get(33..).unwrap_or(name);
-                    let size = human::bytes(path.size);
-                    bar.set_message(format!(
-                        "{} of {size}  {name}",
-                        human::bytes(path.fetched_size)
-                    ));
-                    bar.tick();
+                    let (fetched, size) = (path.fetched_size, path.size);
+                    let text = format!(
+                        "{} of {}  {name}",
+                        human::bytes(fetched),
+                        human::bytes(size)
+                    );
+                    bar.set_message(look.with(fetched, size, &text));
                 }
-                all.set_prefix(human::bar(percent(fetched, size), 16, *unicode));
-                all.set_message(line(paths, &self.meter));
-                all.tick();
+                all.set_message(look.with(fetched, size, &line(paths, &self.meter)));
             }
         }
     }
@@ -219,11 +243,10 @@ impl Progress {
     }
 }
 
-/// A bar drawn here, then text: cut to the terminal's width by indicatif.
+/// A line of text that holds the bar too, cut to the terminal's width by indicatif.
 fn style() -> ProgressStyle {
     // The template is a constant and right; if it were not, the default bar would do.
-    ProgressStyle::with_template("{prefix}  {wide_msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 #[cfg(test)]
