@@ -146,7 +146,7 @@ struct Bar {
 }
 
 impl Bar {
-    /// Columns of a terminal from which on there is room for a long bar beside [`line`].
+    /// Columns of a terminal from which on there is room for a long bar beside [`line()`].
     const ROOMY: usize = 100;
 
     fn for_terminal(columns: usize, unicode: bool) -> Self {
