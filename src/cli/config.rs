@@ -44,13 +44,12 @@ fn after_help() -> String {
 }
 
 fn setting(spec: &KeySpec) -> String {
-    let repeated = if spec.kind.is_list() {
-        ", may be repeated"
-    } else {
-        ""
+    let repeated = match spec.kind.is_list() {
+        true => " (may be repeated)",
+        false => "",
     };
     format!(
-        "  {}\n    {}\n    Value: {}. Default: {}.\n    Flag --{}{repeated}; variable {}.\n\n",
+        "  {}\n    {}\n      value:    {}\n      default:  {}\n      flag:     --{}{repeated}\n      variable: {}\n\n",
         spec.name,
         spec.help_text(),
         spec.kind.expects(),

@@ -2,6 +2,7 @@
 
 use std::{error::Error, fmt, process::ExitCode};
 
+use super::output::printable;
 use crate::config::ConfigError;
 
 /// Exit statuses. `narfs run` ends with the program's instead, once that runs.
@@ -135,12 +136,12 @@ impl Failure {
 /// `narfs: WHAT`, then a line for each cause and one for the hint.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "narfs: {}", self.what)?;
+        write!(f, "narfs: {}", printable(&self.what))?;
         for cause in &self.causes {
-            write!(f, "\n  cause: {cause}")?;
+            write!(f, "\n  cause: {}", printable(cause))?;
         }
         match &self.hint {
-            Some(hint) => write!(f, "\n  hint: {hint}"),
+            Some(hint) => write!(f, "\n  hint: {}", printable(hint)),
             None => Ok(()),
         }
     }

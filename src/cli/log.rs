@@ -1,11 +1,12 @@
 //! Log lines on standard error.
 
-use std::io::{self, IsTerminal};
-
 use tracing_subscriber::{EnvFilter, fmt};
 
-use super::{Exit, Failure, output::progress::LogWriter};
-use crate::config::{Color, Config, LogFormat};
+use super::{
+    Exit, Failure,
+    output::{Terminal, progress::LogWriter},
+};
+use crate::config::{Config, LogFormat};
 
 /// Starts logging as `config` says. To be called once in a process.
 pub fn init(config: &Config) -> Result<(), Failure> {
@@ -14,7 +15,7 @@ pub fn init(config: &Config) -> Result<(), Failure> {
     let started = match config.log_format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
         LogFormat::Text => builder
-            .with_ansi(ansi(config.color))
+            .with_ansi(Terminal::of_stderr(config.color).color)
             .with_target(false)
             .try_init(),
     };
@@ -30,17 +31,6 @@ fn filter(config: &Config) -> Result<EnvFilter, Failure> {
             .because(&error)
             .hint("write a level (error, warn, info, debug, trace) or levels by part: warn,narfs::substituter=debug")
     })
-}
-
-fn ansi(color: Color) -> bool {
-    match color {
-        Color::Always => true,
-        Color::Never => false,
-        Color::Auto => {
-            io::stderr().is_terminal()
-                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        }
-    }
 }
 
 #[cfg(test)]

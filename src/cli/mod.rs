@@ -79,3 +79,91 @@ pub enum Command {
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROGRAM: &str = "/nix/store/00000000000000000000000000000000-hello-2.12.1/bin/hello";
+
+    fn parsed(arguments: &[&str]) -> Cli {
+        Cli::try_parse_from(["narfs"].iter().chain(arguments)).unwrap()
+    }
+
+    #[test]
+    fn flags_for_settings_stand_before_or_behind_the_verb() {
+        let want = parsed(&[
+            "--cache",
+            "https://a",
+            "--cache",
+            "https://b",
+            "--quota",
+            "1G",
+            "status",
+        ]);
+        let have = parsed(&[
+            "status",
+            "--quota=1G",
+            "--cache=https://a",
+            "--cache",
+            "https://b",
+        ]);
+        assert_eq!(have.settings, want.settings);
+        let list = |urls: [&str; 2]| urls.map(String::from).to_vec();
+        let settings = [
+            ("caches", list(["https://a", "https://b"])),
+            ("quota", vec!["1G".to_string()]),
+        ];
+        assert_eq!(have.settings.0.settings, settings);
+        let signatures = parsed(&["config", "--require-signatures", "--json"]);
+        assert_eq!(
+            signatures.settings.0.settings,
+            [("require-signatures", vec!["true".to_string()])]
+        );
+    }
+
+    #[test]
+    fn everything_behind_the_program_is_the_programs() {
+        let cli = parsed(&[
+            "run",
+            "--verify",
+            "stream",
+            PROGRAM,
+            "--version",
+            "--cache",
+            "-c",
+            "--",
+            "x",
+        ]);
+        let Command::Run(run) = cli.command else {
+            panic!()
+        };
+        assert_eq!(run.program.absolute(), PROGRAM);
+        assert_eq!(run.args, ["--version", "--cache", "-c", "--", "x"]);
+        assert_eq!(
+            cli.settings.0.settings,
+            [("verify", vec!["stream".to_string()])]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for arguments in [
+            &["prefetch"][..],
+            &["cat", "hello"],
+            &["mount", "/x", "--ready-timeout", "3s"],
+            &["status", "--interval", "1s"],
+            &["config", "--json", "--toml"],
+            &["gc", "--to", "lots"],
+            &["demo", "--mbit", "-1"],
+            &["frobnicate"],
+        ] {
+            let error = Cli::try_parse_from(["narfs"].iter().chain(arguments)).unwrap_err();
+            assert_eq!(
+                error.exit_code(),
+                i32::from(Exit::Usage.code()),
+                "{arguments:?}"
+            );
+        }
+    }
+}

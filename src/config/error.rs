@@ -15,7 +15,7 @@ pub enum ConfigError {
         /// Why.
         source: io::Error,
     },
-    /// A file larger than [`super::file::MAX_FILE`].
+    /// A file larger than any configuration is.
     #[error("{} is larger than {limit} bytes: that is no configuration", path.display())]
     TooLarge {
         /// The file.

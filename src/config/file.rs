@@ -67,7 +67,8 @@ pub fn parse_file(text: &str) -> Result<(), ConfigError> {
     apply(&mut config, path, text, context)
 }
 
-/// The defaults; an error of theirs is reported as one of the (non-existing) flag's.
+/// The defaults. They are literals of this program, and a test reads them; should one be wrong all
+/// the same, this says so instead of panicking.
 pub(super) fn defaults(context: Context<'_>) -> Result<Config, ConfigError> {
     Config::defaults(context).map_err(|bad| ConfigError::Value {
         origin: Origin::Default,

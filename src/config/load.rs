@@ -21,10 +21,14 @@ const SYSTEM_STATE_DIR: &str = "/var/lib/narfs";
 /// The variable that names a configuration file, as `--config` does.
 pub(super) const CONFIG_VARIABLE: &str = "NARFS_CONFIG";
 
+/// The variables that tell where a user's files are.
+const USER_VARIABLES: [&str; 3] = ["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"];
+
 /// What of the process a configuration depends on.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
-    /// The environment variables that matter: `NARFS_…`, `HOME`, `XDG_…`.
+    /// The environment variables that matter: `NARFS_…` and those that tell where the
+    /// user's files are.
     pub variables: BTreeMap<String, String>,
     /// Whether this is the super-user.
     pub root: bool,
@@ -40,7 +44,7 @@ impl Environment {
         let mut variables = BTreeMap::new();
         for (name, value) in std::env::vars_os() {
             let Some(name) = name.to_str() else { continue };
-            if name.starts_with("NARFS_") || name.starts_with("XDG_") || name == "HOME" {
+            if name.starts_with("NARFS_") || USER_VARIABLES.contains(&name) {
                 let value = value
                     .into_string()
                     .map_err(|_| ConfigError::NotUtf8(name.into()))?;

@@ -1,7 +1,7 @@
 //! What a user has set: one typed [`Config`] from files, environment, flags and `nix.conf`.
 //!
 //! Everything about a setting — its key, environment variable, flag, default, type and help — is
-//! said once, in [`keys`]; files, environment, flags, `narfs config` and the test that reads
+//! said once, in `keys.rs`; files, environment, flags, `narfs config` and the test that reads
 //! `docs/configuration.md` all work from that table. What sets a value later wins:
 //!
 //! 1. the defaults,

@@ -2,6 +2,8 @@
 
 use std::{fs, path::PathBuf};
 
+use proptest::prelude::*;
+
 use super::*;
 
 struct Machine {
@@ -431,4 +433,41 @@ fn a_file_that_never_ends_is_refused() {
         "{}",
         machine.refusal()
     );
+}
+
+proptest! {
+    /// Errors are fine; panics are bugs. Texts are made of what means something here.
+    #[test]
+    fn any_text_is_read_or_refused(
+        parts in prop::collection::vec(
+            prop_oneof![
+                Just("caches"), Just("tries"), Just("quota"), Just(" = "), Just("\n"), Just("["), Just("]"), Just("{"),
+                Just("}"), Just("url"), Just("'https://a'"), Just("\"\u{e9}\""), Just("3"), Just(","), Just("."),
+                Just("#"), Just("include"), Just("priority"), Just("true"), Just("\u{1f600}"),
+            ],
+            0..40,
+        ),
+        other: String,
+    ) {
+        for text in [parts.concat(), other] {
+            if let Err(error) = parse_file(&text) {
+                prop_assert!(!error.to_string().is_empty());
+                error.hint();
+            }
+            let lines = text.lines().count();
+            prop_assert!(parse_nix_conf(&text).iter().all(|setting| (1..=lines).contains(&setting.line)));
+            mask_url(&text);
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_shown(
+        user in "[a-z@:%?#/]{0,8}", password in "[a-z@:%?#/]{0,8}", host in "[a-z.]{1,8}", rest in "[a-z/?=&#@]{0,12}",
+    ) {
+        let shown = mask_url(&format!("https://{user}:S3CRET{password}@{host}/{rest}"));
+        // A slash or a question mark in front of it makes it part of the path or a parameter's
+        // name: such a text holds no password to any reader of URLs.
+        let before_path = !user.contains(['/', '?', '#']);
+        prop_assert!(!before_path || !shown.contains("S3CRET"), "{}", shown);
+    }
 }

@@ -92,7 +92,9 @@ impl Kind {
             }
             Self::Threads => format!("a whole number from 1 to {MAX_COUNT}, or auto"),
             Self::Path | Self::OptionalPath => "a path".into(),
-            Self::Choice(names) => names.join(" or "),
+            Self::Choice([only]) => (*only).into(),
+            Self::Choice([first @ .., last]) => format!("{} or {last}", first.join(", ")),
+            Self::Choice([]) => "nothing".into(),
             Self::Caches => "a list of URLs or tables".into(),
             Self::Keys => "a list of NAME:BASE64".into(),
         }

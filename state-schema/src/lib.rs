@@ -11,6 +11,8 @@
 //! Fields may be added; none changes its meaning or goes away within a major version. Readers
 //! should skip fields they do not know.
 
+use serde_json::Value;
+
 mod padded;
 mod path;
 mod summary;
@@ -38,10 +40,40 @@ pub fn summary_schema() -> String {
 }
 
 fn rendered<T: schemars::JsonSchema>() -> String {
-    // What readers get is what serde writes, so optional means "may be absent".
     let generator = schemars::generate::SchemaSettings::draft2020_12()
         .for_serialize()
         .into_generator();
-    let schema = generator.into_root_schema_for::<T>();
-    format!("{:#}\n", schema.as_value())
+    let mut schema = generator.into_root_schema_for::<T>().to_value();
+    tidy(&mut schema);
+    format!("{schema:#}\n")
+}
+
+/// Says what narfs writes more exactly than the types can: nothing is ever null, since what is
+/// unknown is absent. Line ends of comments become spaces.
+fn tidy(schema: &mut Value) {
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(tidy),
+        Value::Object(object) => {
+            object.values_mut().for_each(tidy);
+            if let Some(Value::String(text)) = object.get_mut("description") {
+                *text = text.replace('\n', " ");
+            }
+            if let Some(Value::Array(types)) = object.get_mut("type") {
+                types.retain(|name| name != "null");
+                if let [only] = &types[..] {
+                    let only = only.clone();
+                    object.insert("type".into(), only);
+                }
+            }
+            if let Some(Value::Array(choices)) = object.get_mut("anyOf") {
+                choices.retain(|choice| choice["type"] != "null");
+                if let [Value::Object(only)] = &choices[..] {
+                    let only = only.clone();
+                    object.remove("anyOf");
+                    object.extend(only);
+                }
+            }
+        }
+        _ => {}
+    }
 }

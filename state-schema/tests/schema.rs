@@ -25,3 +25,13 @@ fn schemas_have_not_drifted() {
         );
     }
 }
+
+#[test]
+fn nothing_is_ever_null() {
+    for schema in [
+        narfs_state_schema::path_status_schema(),
+        narfs_state_schema::summary_schema(),
+    ] {
+        assert!(!schema.contains("\"null\""), "{schema}");
+    }
+}

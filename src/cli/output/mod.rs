@@ -99,17 +99,12 @@ pub fn print(text: &str) -> Result<(), Failure> {
 
 /// `text` on one line and without control characters: what caches send must not move the cursor.
 pub fn printable(text: &str) -> String {
-    let one_line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    one_line
-        .chars()
-        .map(|c| {
-            if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            }
-        })
-        .collect()
+    let plain = |c: char| match c {
+        '\n' | '\r' | '\t' => ' ',
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    text.trim_end().chars().map(plain).collect()
 }
 
 #[cfg(test)]
@@ -118,7 +113,7 @@ mod tests {
 
     #[test]
     fn nothing_moves_the_cursor() {
-        assert_eq!(printable("a\n\tb \u{1b}[2Jc\r"), "a b \u{fffd}[2Jc");
+        assert_eq!(printable("a\n\tb \u{1b}[2Jc\r"), "a  b \u{fffd}[2Jc");
     }
 
     #[test]

@@ -134,8 +134,34 @@ enum Look {
     Bars {
         all: ProgressBar,
         paths: Vec<ProgressBar>,
-        unicode: bool,
+        bar: Bar,
     },
+}
+
+/// How bars are drawn.
+#[derive(Debug, Clone, Copy)]
+struct Bar {
+    width: usize,
+    unicode: bool,
+}
+
+impl Bar {
+    /// Columns of a terminal from which on there is room for a long bar beside [`line()`].
+    const ROOMY: usize = 100;
+
+    fn for_terminal(columns: usize, unicode: bool) -> Self {
+        Self {
+            width: if columns < Self::ROOMY { 8 } else { 16 },
+            unicode,
+        }
+    }
+
+    fn with(self, fetched: u64, size: u64, text: &str) -> String {
+        format!(
+            "{}  {text}",
+            human::bar(percent(fetched, size), self.width, self.unicode)
+        )
+    }
 }
 
 impl Progress {
@@ -144,13 +170,13 @@ impl Progress {
         let look = match (quiet, terminal.width) {
             (true, _) => Look::Quiet,
             (false, None) => Look::Lines { next: None },
-            (false, Some(_)) => {
+            (false, Some(columns)) => {
                 BARS.set_draw_target(ProgressDrawTarget::stderr());
                 let all = BARS.add(ProgressBar::new(0).with_style(style()));
                 Look::Bars {
                     all,
                     paths: Vec::new(),
-                    unicode: terminal.unicode,
+                    bar: Bar::for_terminal(columns, terminal.unicode),
                 }
             }
         };
@@ -175,7 +201,7 @@ impl Progress {
             Look::Bars {
                 all,
                 paths: bars,
-                unicode,
+                bar: look,
             } => {
                 let active: Vec<_> = paths
                     .iter()
@@ -189,19 +215,17 @@ impl Progress {
                     bars.push(BARS.insert_before(all, ProgressBar::new(0).with_style(style())));
                 }
                 for (bar, path) in bars.iter().zip(active) {
-                    bar.set_prefix(human::bar(path.fetched_percent, 16, *unicode));
                     let name = path.store_path.rsplit('/').next().unwrap_or_default();
                     let name = name.get(33..).unwrap_or(name);
-                    let size = human::bytes(path.size);
-                    bar.set_message(format!(
-                        "{} of {size}  {name}",
-                        human::bytes(path.fetched_size)
-                    ));
-                    bar.tick();
+                    let (fetched, size) = (path.fetched_size, path.size);
+                    let text = format!(
+                        "{} of {}  {name}",
+                        human::bytes(fetched),
+                        human::bytes(size)
+                    );
+                    bar.set_message(look.with(fetched, size, &text));
                 }
-                all.set_prefix(human::bar(percent(fetched, size), 16, *unicode));
-                all.set_message(line(paths, &self.meter));
-                all.tick();
+                all.set_message(look.with(fetched, size, &line(paths, &self.meter)));
             }
         }
     }
@@ -219,11 +243,10 @@ impl Progress {
     }
 }
 
-/// A bar drawn here, then text: cut to the terminal's width by indicatif.
+/// A line of text that holds the bar too, cut to the terminal's width by indicatif.
 fn style() -> ProgressStyle {
     // The template is a constant and right; if it were not, the default bar would do.
-    ProgressStyle::with_template("{prefix}  {wide_msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 #[cfg(test)]
@@ -293,5 +316,30 @@ mod tests {
             line(&[stuck], &Meter::default()),
             "0 of 1 path, 0 B of 1.0 MiB (0%), 0 B/s, 1 error"
         );
+    }
+
+    #[test]
+    fn bars_come_and_go_with_what_is_fetched() {
+        let terminal = Terminal {
+            width: Some(80),
+            ..Terminal::NONE
+        };
+        let mut progress = Progress::new(&terminal, false);
+        let bars = |progress: &Progress| match &progress.look {
+            Look::Bars { paths, .. } => paths.len(),
+            _ => 0,
+        };
+        let now = Instant::now();
+        let many: Vec<_> = (0..20).map(|_| path(1, 2)).collect();
+        progress.update(now, &many);
+        assert_eq!(bars(&progress), PATH_BARS);
+        progress.update(now, &[path(2, 2), path(1, 2)]);
+        assert_eq!(bars(&progress), 1);
+        progress.finish(&many);
+        assert!(matches!(Progress::new(&terminal, true).look, Look::Quiet));
+        assert!(matches!(
+            Progress::new(&Terminal::NONE, false).look,
+            Look::Lines { .. }
+        ));
     }
 }

@@ -6,8 +6,9 @@ use narfs_state_schema::{PathState, PathStatus, Summary};
 
 use super::{Terminal, human, printable};
 
-/// Columns of a bar.
-const BAR: usize = 16;
+/// Columns of a bar with those that a name has to be left for it, widest first: a name in few
+/// columns tells less than a bar.
+const BARS: [(usize, usize); 2] = [(16, 44), (10, 20)];
 
 /// Columns of the widest state, `quarantined`.
 const STATE: usize = 11;
@@ -51,16 +52,13 @@ fn for_people(
         .unwrap_or(0);
     // state, bar, percent, sizes, and two spaces after each of them
     let fixed = STATE + 2 + 4 + 2 + size_width + 2;
-    // A name of 40 columns tells more than a bar.
-    let bar_width = if width >= fixed + BAR + 2 + 40 {
-        BAR
-    } else {
-        0
-    };
+    let fits = |(bar, name): &&(usize, usize)| width >= fixed + bar + 2 + name;
+    let bar_width = BARS.iter().find(fits).map_or(0, |(bar, _)| *bar);
     let bars = if bar_width > 0 { bar_width + 2 } else { 0 };
     let name_width = width.saturating_sub(fixed + bars).max(8);
     for (path, size) in paths.iter().zip(&sizes) {
-        let state = terminal.paint(colour(path.state), &format!("{:STATE$}", path.state));
+        let state = format!("{:STATE$}", path.state);
+        let state = colour(path.state).map_or(state.clone(), |sgr| terminal.paint(sgr, &state));
         let percent = human::percent(path.fetched_percent);
         text.push_str(&state);
         if bar_width > 0 {
@@ -73,12 +71,9 @@ fn for_people(
         let name = shortened(&path.store_path, name_width, terminal.unicode);
         let _ = writeln!(text, "  {percent:>4}  {size:>size_width$}  {name}");
         if let Some(error) = &path.error {
-            let error = cut(
-                &format!("  error: {}", printable(error)),
-                width,
-                terminal.unicode,
-            );
-            let _ = writeln!(text, "{}", terminal.paint(31, &error));
+            for line in wrapped(&format!("error: {}", printable(error)), width) {
+                let _ = writeln!(text, "{}", terminal.paint(31, &line));
+            }
         }
     }
     if !paths.is_empty() {
@@ -95,22 +90,22 @@ fn totals(summary: &Summary, terminal: &Terminal, width: usize, text: &mut Strin
         .filter(|(_, number)| *number > 0)
         .map(|(state, number)| format!("{number} {state}"))
         .collect();
-    let states = if states.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", states.join(", "))
-    };
     let mut line = format!(
-        "{}{states}; {} of {} here, {}",
+        "{}, {} of {} here ({})",
         human::count(summary.paths.total, "path"),
         human::bytes(summary.fetched_size),
         human::bytes(summary.size),
         human::percent(summary.fetched_percent)
     );
     if summary.errors > 0 {
-        let _ = write!(line, "; {}", human::count(summary.errors, "error"));
+        let _ = write!(line, ", {}", human::count(summary.errors, "error"));
     }
-    let _ = writeln!(text, "{}", cut(&line, width, terminal.unicode));
+    for line in [line, states.join(", ")]
+        .iter()
+        .filter(|line| !line.is_empty())
+    {
+        let _ = writeln!(text, "{}", cut(line, width, terminal.unicode));
+    }
     for cache in &summary.substituters {
         let mut line = format!(
             "{}: {}, {}",
@@ -140,13 +135,47 @@ fn size(path: &PathStatus) -> String {
 }
 
 /// SGR: green is done, yellow is on its way, red needs somebody.
-fn colour(state: PathState) -> u8 {
+fn colour(state: PathState) -> Option<u8> {
     match state {
-        PathState::Complete => 32,
-        PathState::Fetching => 33,
-        PathState::Quarantined | PathState::Refused => 31,
-        _ => 39,
+        PathState::Complete => Some(32),
+        PathState::Fetching => Some(33),
+        PathState::Quarantined | PathState::Refused => Some(31),
+        _ => None,
     }
+}
+
+/// `text` in lines of at most `width` columns, broken at spaces where there are any, each two
+/// columns in.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    const INDENT: &str = "  ";
+    let room = width.saturating_sub(INDENT.len()).max(1);
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let mut word: Vec<char> = word.chars().collect();
+        loop {
+            let line = lines.last().map_or(0, |line| line.chars().count());
+            let space = usize::from(line > 0);
+            if line + space + word.len() <= room {
+                break;
+            }
+            if line > 0 {
+                lines.push(String::new());
+                continue;
+            }
+            // A word that is longer than a line.
+            let rest = word.split_off(room);
+            lines.pop();
+            lines.extend([word.into_iter().collect(), String::new()]);
+            word = rest;
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.extend(word);
+        }
+    }
+    lines.iter().map(|line| format!("{INDENT}{line}")).collect()
 }
 
 /// A store path in `width` columns: first `/nix/store/` goes, then most of the digest, then the
@@ -162,7 +191,11 @@ fn shortened(store_path: &str, width: usize, unicode: bool) -> String {
         return base.to_string();
     }
     let short = match base.split_at_checked(32) {
-        Some((digest, name)) => format!("{}{}{name}", &digest[..DIGITS], mark(unicode)),
+        Some((digest, name)) => format!(
+            "{}{}{name}",
+            digest.get(..DIGITS).unwrap_or(digest),
+            mark(unicode)
+        ),
         None => base.to_string(),
     };
     cut(&short, width, unicode)
@@ -262,22 +295,33 @@ mod tests {
     #[test]
     fn people_get_a_table() {
         let paths = paths();
+        let want = "\
+complete     ██████████  100%              221 KiB  0123456…-hello-2.12.1
+fetching     ███▌         35%  42.0 MiB of 120 MiB  0123456…-python3-3.11.9
+quarantined                0%       0 B of 7.0 MiB  0123456…-openssl-3.0.14
+  error: the hash is wrong \u{fffd}[2J
+
+3 paths, 42.2 MiB of 127 MiB here (33%), 1 error
+1 fetching, 1 complete, 1 quarantined
+https://cache.nixos.org/: 312 requests, 11.0 MiB, 1 failure
+";
         let terminal = Terminal {
-            width: Some(100),
+            width: Some(80),
             ..Terminal::NONE
         };
-        let want = "\
-complete     ████████████████  100%            221 KiB  0123456…-hello-2.12.1
-fetching     █████▌             35%  42.0 MiB of 120 MiB  0123456…-python3-3.11.9
-";
-        let text = status(&summary(&paths), &paths, &terminal);
-        assert_eq!(text.lines().count(), 7, "{text}");
-        for (have, want) in text.lines().zip(want.lines()) {
-            let squeezed = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
-            assert_eq!(squeezed(have), squeezed(want));
-        }
-        assert!(text.contains("3 paths (1 fetching, 1 complete, 1 quarantined); 42.2 MiB of 127 MiB here, 33%; 1 error\n"));
-        assert!(text.ends_with("https://cache.nixos.org/: 312 requests, 11.0 MiB, 1 failure\n"));
+        assert_eq!(status(&summary(&paths), &paths, &terminal), want);
+        let wide = status(
+            &summary(&paths),
+            &paths,
+            &Terminal {
+                width: Some(130),
+                ..terminal
+            },
+        );
+        assert!(
+            wide.starts_with("complete     ████████████████  100%"),
+            "{wide}"
+        );
     }
 
     #[test]
@@ -327,8 +371,25 @@ fetching     █████▌             35%  42.0 MiB of 120 MiB  0123456…
             },
         );
         assert!(
-            text.starts_with("0 paths; 0 B of 0 B here, 100%\n"),
+            text.starts_with("0 paths, 0 B of 0 B here (100%)\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn errors_are_shown_whole() {
+        let error = format!("no cache has it {} and {}", "x".repeat(130), "y".repeat(20));
+        for width in [3, 20, 80, 300] {
+            let lines = wrapped(&error, width);
+            assert!(
+                lines
+                    .iter()
+                    .all(|line| line.chars().count() <= width.max(3)),
+                "{lines:?}"
+            );
+            let letters = |text: &str| text.replace(' ', "");
+            assert_eq!(letters(&lines.concat()), letters(&error));
+        }
+        assert_eq!(wrapped("a bc def", 6), ["  a bc", "  def"]);
     }
 }
