@@ -67,6 +67,12 @@ impl Exit {
         (Self::Interrupted, "interrupted from the keyboard"),
     ];
 
+    /// The status with this number; any other means a failure without a name.
+    pub fn from_code(code: u8) -> Self {
+        let found = Self::ALL.iter().find(|(exit, _)| exit.code() == code);
+        found.map_or(Self::Failure, |(exit, _)| *exit)
+    }
+
     /// The number.
     pub const fn code(self) -> u8 {
         self as u8

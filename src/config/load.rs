@@ -94,6 +94,23 @@ pub struct Flags {
     pub settings: Vec<(&'static str, Vec<String>)>,
 }
 
+impl Flags {
+    /// As they would be typed: for a child that is to have the same settings.
+    pub fn to_args(&self) -> Vec<std::ffi::OsString> {
+        let mut args = Vec::new();
+        if let Some(file) = &self.config {
+            let mut arg = std::ffi::OsString::from("--config=");
+            arg.push(file);
+            args.push(arg);
+        }
+        for (name, values) in &self.settings {
+            let Some(spec) = super::key_spec(name) else { continue };
+            args.extend(values.iter().map(|value| format!("--{}={value}", spec.flag).into()));
+        }
+        args
+    }
+}
+
 /// The configuration that `environment` and `flags` make. Reads the configuration files.
 pub fn load(environment: &Environment, flags: &Flags) -> Result<Config, ConfigError> {
     let context = environment.context();

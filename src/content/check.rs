@@ -97,9 +97,20 @@ impl ContentStore {
     /// Hashes every verified NAR again; `progress` is called after each piece. Changes nothing.
     pub fn check(
         &self,
+        progress: impl FnMut(CheckProgress),
+    ) -> Result<CheckReport, ContentError> {
+        self.check_some(|_| true, progress)
+    }
+
+    /// As [`ContentStore::check`], of the NARs that are `wanted` alone.
+    pub fn check_some(
+        &self,
+        wanted: impl Fn(&NarHash) -> bool,
         mut progress: impl FnMut(CheckProgress),
     ) -> Result<CheckReport, ContentError> {
-        let (kept, damage) = self.look()?;
+        let (mut kept, mut damage) = self.look()?;
+        kept.retain(|k| wanted(&k.hash));
+        damage.retain(|d| wanted(&d.hash));
         let mut report = CheckReport {
             damage,
             ..CheckReport::default()

@@ -7,7 +7,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     cli::{Exit, Failure},
     config::{self, CacheConfig, Config},
-    content::{ContentError, ContentStore},
+    content::{ContentError, ContentStore, OpenOptions},
     nix::TrustedKeys,
     store::{Settings, Store, Verify},
     substituter::{HttpOptions, RetryPolicy, Substituter, SubstituterConfig, Transport},
@@ -50,7 +50,7 @@ pub fn open_store(config: &Config, runtime: &Runtime) -> Result<Store, Failure> 
 pub fn open_store_in(config: &Config, dir: &Path, runtime: &Runtime) -> Result<Store, Failure> {
     let settings = settings(config)?;
     let substituters = substituters(config)?;
-    let content = ContentStore::open(dir).map_err(|e| {
+    let content = ContentStore::open(dir, OpenOptions::default()).map_err(|e| {
         let exit = match e {
             ContentError::InUse { .. } => Exit::Unavailable,
             _ => Exit::System,

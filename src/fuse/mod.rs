@@ -15,4 +15,4 @@ mod mount;
 mod mountpoint;
 
 pub use mount::{Mount, MountOptions};
-pub use mountpoint::{MountError, mounted_by_narfs};
+pub use mountpoint::{MountError, mounted_by_narfs, unmount};

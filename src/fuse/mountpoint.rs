@@ -6,7 +6,10 @@ use std::{
     io,
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
+    process::Command,
 };
+
+use rustix::{io::Errno, mount::UnmountFlags};
 
 /// Type of our mounts in the kernel's table.
 const TYPE: &str = "fuse.narfs";
@@ -63,6 +66,30 @@ pub(super) fn check(path: &Path) -> Result<(), MountError> {
         return refuse("it is not a directory".into());
     }
     Ok(())
+}
+
+/// Unmounts; `lazily` also what is in use, which then ends with its last user. Without privilege
+/// through `fusermount3`.
+///
+/// # Errors
+/// Of the system, `EBUSY` among them.
+pub fn unmount(path: &Path, lazily: bool) -> io::Result<()> {
+    let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(()),
+        Err(Errno::PERM) => fusermount(path, lazily),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn fusermount(path: &Path, lazily: bool) -> io::Result<()> {
+    let mut command = Command::new("fusermount3");
+    command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(path);
+    let output = command.output()?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
 }
 
 /// Whether the topmost mount on `path` is one of narfs.

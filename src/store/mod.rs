@@ -184,6 +184,17 @@ impl Store {
         self.0.events.subscribe()
     }
 
+    /// Every path that is loaded.
+    pub fn loaded_paths(&self) -> Vec<Arc<Path>> {
+        self.0.paths.find(|_| true)
+    }
+
+    /// Bytes of all known NARs and number of all their entries, from memory.
+    pub fn extent(&self) -> (u64, u64) {
+        let paths = self.0.paths.find(|_| true);
+        (paths.iter().map(|p| p.nar_size).sum(), paths.iter().map(|p| u64::from(p.tree.len())).sum())
+    }
+
     /// Every path that is loaded with this NAR.
     pub fn paths_with(&self, nar: NarHash) -> Vec<Arc<Path>> {
         self.0.paths.find(|p| p.nar_hash == nar)

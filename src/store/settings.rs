@@ -40,6 +40,8 @@ pub struct Settings {
     pub connections: usize,
     /// Opens the next cache's narinfo when the one before did not answer for so long.
     pub hedge_after: Duration,
+    /// Most that is fetched ahead of a sequential reader where ranges are served, in bytes.
+    pub read_ahead: u64,
 }
 
 impl Default for Settings {
@@ -56,6 +58,7 @@ impl Default for Settings {
             negative_ttl: Duration::from_secs(3600),
             connections: 25,
             hedge_after: Duration::from_secs(1),
+            read_ahead: 8 << 20,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use super::{
-    Core, Lane, Path, Store, StoreError,
+    Core, Event, Lane, Path, Store, StoreError,
     fetch::{Nar, Want},
 };
 use crate::{
@@ -82,6 +82,51 @@ impl Store {
     /// When a file can't be removed.
     pub fn carry_out_gc(&self, plan: &EvictPlan) -> Result<Evicted, StoreError> {
         Ok(self.0.content.carry_out(plan)?)
+    }
+
+    /// Hashes what is kept of `paths` (of all, if none is named) against what was promised;
+    /// with `repair`, drops what is damaged, so that it is fetched again when it is read.
+    ///
+    /// # Errors
+    /// When the state directory can't be read.
+    pub fn check(
+        &self,
+        paths: &[StorePath],
+        repair: bool,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<CheckReport, StoreError> {
+        self.runtime().block_on(self.load_known());
+        let names = self.paths_by_nar();
+        let of = |nar: &NarHash| names.get(nar).cloned().unwrap_or_default();
+        let wanted = |nar: &NarHash| paths.is_empty() || of(nar).iter().any(|p| paths.contains(p));
+        let mut bytes = 0;
+        let found = self.0.content.check_some(wanted, |p| {
+            bytes = p.hashed;
+            progress(p.hashed, p.total);
+        })?;
+        let mut report = CheckReport { nars: found.sound + found.unverified, bytes, problems: Vec::new() };
+        for damage in found.damage {
+            report.nars += 1;
+            if repair {
+                self.0.content.repair(&damage)?;
+                self.0.emit(Event::ContentDropped(damage.hash));
+            }
+            report.problems.push(Problem {
+                nar: damage.hash.to_string(),
+                paths: of(&damage.hash).iter().map(StorePath::absolute).collect(),
+                what: damage.kind.to_string(),
+                dropped: repair,
+            });
+        }
+        Ok(report)
+    }
+
+    /// Roots `paths` under `name`: they are collected last.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn set_roots(&self, name: &str, paths: &[StorePath]) -> Result<(), StoreError> {
+        Ok(self.0.content.db().put_root(name, paths).wait()?)
     }
 
     /// Makes durable what was fetched.

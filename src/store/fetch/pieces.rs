@@ -26,8 +26,8 @@ const GRID: u64 = 64 * 1024;
 /// Largest request, in bytes of the NAR. Greater ones would keep their waiters from bytes that
 /// are here already; smaller ones cost more round trips.
 const LARGEST: u64 = 4 * 1024 * 1024;
-/// Least and most that is read ahead of a reader that reads on, in bytes.
-const AHEAD: Range<u64> = 128 * 1024..8 * 1024 * 1024;
+/// A reader that has read so much without a gap reads on, in bytes.
+const READS_ON: u64 = 128 * 1024;
 /// Requests under way for one NAR that is completed in the background.
 const COMPLETING_AT_ONCE: usize = 2;
 
@@ -295,10 +295,10 @@ impl Core {
     /// Fetches on behind a reader that reads on: as much as lies in front of it without a gap.
     pub(crate) fn read_ahead(self: &Arc<Self>, nar: &Arc<Nar>, range: &Range<u64>, end: u64) {
         let before = valid_before(nar, range.start);
-        if before < AHEAD.start {
+        if before < READS_ON {
             return;
         }
-        let ahead = range.end..(range.end + before.min(AHEAD.end)).min(end);
+        let ahead = range.end..(range.end + before.min(self.settings.read_ahead)).min(end);
         if !ahead.is_empty() && !nar.file.is_valid(ahead.clone()) {
             // Started pieces run by themselves; nobody waits for these yet.
             drop(self.request(nar, &ahead, Lane::ReadAhead));

@@ -1,0 +1,157 @@
+//! A private `/nix/store` for one program: user and mount namespaces, no privilege needed.
+//!
+//! Where the host has no `/nix/store` directory, a new root is put together first: a tmpfs with
+//! the host's top-level directories bound into it and `nix/store` beside them.
+//!
+//! The only module besides the tree's map that needs `unsafe`: entering namespaces, and what a
+//! child does between fork and exec.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::CString,
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::DirBuilderExt, process::CommandExt},
+    },
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount},
+    process::{chdir, getegid, geteuid, pivot_root, setsid},
+    thread::{UnshareFlags, unshare_unsafe},
+};
+
+use crate::{
+    cli::{Exit, Failure},
+    nix::STORE_DIR,
+};
+
+/// The child becomes the leader of a session of its own, so that no terminal takes it along.
+pub fn detached(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only async-signal-safe functions may be called; `setsid`
+    // is a bare system call, and nothing is allocated.
+    unsafe { command.pre_exec(|| setsid().map(drop).map_err(Into::into)) }
+}
+
+/// Moves this process, which must have one thread only, into namespaces of its own with an empty
+/// FUSE mount on `/nix/store`; the descriptor is for whoever serves it.
+///
+/// # Errors
+/// With what the system does not allow, and what to do.
+pub fn enter(state_dir: &Path) -> Result<OwnedFd, Failure> {
+    let failed = |what: &str, e: &dyn std::error::Error| Failure::new(Exit::System, what).because(e);
+    let device = open_device()?;
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    let here = std::env::current_dir().ok();
+    // SAFETY: unsharing the user and mount namespaces does not touch memory, descriptors or
+    // threads of this process; it is refused by the kernel if there is a second thread.
+    unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }.map_err(|e| {
+        failed("the kernel does not allow a user namespace here", &e).hint(
+            "allow them (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces, or the AppArmor \
+             profile), or mount as root: narfs mount /nix/store",
+        )
+    })?;
+    map_ids(uid, gid).map_err(|e| failed("the user can't be mapped into the namespace", &e))?;
+    // Nothing of what is mounted here may reach the host.
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(|e| failed("mounts can't be made private", &e))?;
+    if !Path::new(STORE_DIR).is_dir() {
+        new_root(state_dir).map_err(|e| failed("a root directory with /nix in it can't be put together", &e))?;
+        if let Some(here) = here {
+            // A directory that is not there any more leaves us at the root.
+            let _ = chdir(&here);
+        }
+    }
+    let options = format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
+    let data = CString::new(options).map_err(|e| failed("mount options", &e))?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    mount("narfs", STORE_DIR, "fuse.narfs", flags, data.as_c_str())
+        .map_err(|e| failed("the store can't be mounted in the namespace", &e))?;
+    Ok(device)
+}
+
+fn open_device() -> Result<OwnedFd, Failure> {
+    let path = "/dev/fuse";
+    let opened = OpenOptions::new().read(true).write(true).open(path);
+    opened.map(OwnedFd::from).map_err(|e| {
+        let hint = match e.kind() {
+            io::ErrorKind::NotFound => "load the kernel's fuse module (modprobe fuse), or give the container the device",
+            _ => "distributions have it open to all; here, as root: chmod 0666 /dev/fuse",
+        };
+        Failure::new(Exit::System, format!("{path} can't be opened")).because(&e).hint(hint)
+    })
+}
+
+/// The user stays who he is.
+fn map_ids(uid: u32, gid: u32) -> io::Result<()> {
+    // Without privilege, groups can only be mapped once they can't be dropped any more.
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
+}
+
+/// Builds a root on a tmpfs out of the host's and changes over to it.
+fn new_root(state_dir: &Path) -> io::Result<()> {
+    let root = state_dir.join("root");
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
+    mount("narfs-root", &root, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0755")?;
+    for entry in fs::read_dir("/")? {
+        let entry = entry?;
+        let (from, to) = (entry.path(), root.join(entry.file_name()));
+        if from != Path::new("/nix") {
+            bring_over(&from, &to)?;
+        }
+    }
+    fs::create_dir_all(root.join(&STORE_DIR[1..]))?;
+    chdir(&root)?;
+    // The old root ends up on top of the new one, and is taken off it.
+    pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    chdir("/")?;
+    Ok(())
+}
+
+fn bring_over(from: &Path, to: &PathBuf) -> io::Result<()> {
+    let found = fs::symlink_metadata(from)?;
+    if found.is_symlink() {
+        return std::os::unix::fs::symlink(fs::read_link(from)?, to);
+    }
+    if found.is_dir() {
+        fs::create_dir(to)?;
+    } else {
+        File::create_new(to)?;
+    }
+    match mount_bind_recursive(from, to) {
+        Ok(()) => Ok(()),
+        // What this user may not even bind, his programs can do without.
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Replaces this process by the program.
+///
+/// # Errors
+/// Returns only when it could not be started.
+pub fn become_program(program: &Path, args: &[std::ffi::OsString]) -> Failure {
+    let error = Command::new(program).args(args).exec();
+    let what = format!("{} can't be run", program.display());
+    let (exit, hint) = match error.kind() {
+        io::ErrorKind::NotFound if fs::symlink_metadata(program).is_ok() => (
+            Exit::NotExecutable,
+            Some("the interpreter that it names is missing: a script's first line, or a dynamic loader in no cache"),
+        ),
+        io::ErrorKind::NotFound => (Exit::NoProgram, None),
+        io::ErrorKind::PermissionDenied => (Exit::NotExecutable, Some("it is no executable file")),
+        _ => (Exit::NotExecutable, None),
+    };
+    let failure = Failure::new(exit, what).because(&error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
