@@ -200,6 +200,52 @@ async fn a_certificate_that_nobody_trusts_is_final() {
 }
 
 #[tokio::test]
+async fn secrets_can_be_exchanged_while_we_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start();
+    server.decide("/nix-cache-info", |request| {
+        match request.header("authorization") {
+            Some("Bearer new" | "Basic YWRhOm5ldw==") => Reply::file("StoreDir: /nix/store"),
+            _ => Reply::status(401),
+        }
+    });
+    let token = directory.path().join("token");
+    fs::write(&token, "old").unwrap();
+    let file = netrc(&directory, "machine 127.0.0.1 login ada password old");
+    let with_token = SubstituterConfig {
+        token_file: Some(token.clone()),
+        ..at(server.base())
+    };
+    let caches = [
+        cache(with_token, options(None)),
+        cache(at(server.base()), options(file)),
+    ];
+    for cache in &caches {
+        assert_eq!(
+            cache.cache_info_text(soon()).await.unwrap_err().slug(),
+            "denied"
+        );
+        assert_eq!(cache.counters().requests(), 1, "nothing new, nothing tried");
+    }
+    fs::write(&token, "new\n").unwrap();
+    netrc(&directory, "machine 127.0.0.1 login ada password new");
+    for cache in &caches {
+        let (one, two) = tokio::join!(cache.cache_info_text(soon()), cache.cache_info_text(soon()));
+        assert!(
+            one.unwrap().is_some() && two.unwrap().is_some(),
+            "refused at the same time"
+        );
+        let before = cache.counters().requests();
+        assert!(cache.cache_info_text(soon()).await.unwrap().is_some());
+        assert_eq!(
+            cache.counters().requests(),
+            before + 1,
+            "the new ones are kept"
+        );
+    }
+}
+
+#[tokio::test]
 async fn no_secret_is_ever_shown() {
     let directory = tempfile::tempdir().unwrap();
     let text = "machine 127.0.0.1 login ada password hunter2\n";

@@ -16,7 +16,7 @@ pub struct SubstituterConfig {
     pub trusted: bool,
     /// Sent as `Authorization: Bearer`.
     pub token: Option<Secret>,
-    /// File that holds the token, read when the substituter is made. Beats `token`.
+    /// File that holds the token, read when the substituter is made and after a 401. Beats `token`.
     pub token_file: Option<PathBuf>,
 }
 

@@ -5,7 +5,10 @@
 //! URL: that host gets what `netrc` names for exactly it, never the `default` entry and never over
 //! a weaker scheme. A redirect to another scheme, host or port gets nothing.
 
-use std::sync::Arc;
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::header::HeaderValue;
@@ -26,11 +29,27 @@ pub(super) enum Reached {
 }
 
 /// The credentials of one HTTP cache.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Credentials {
     home: Url,
-    token: Option<Secret>,
     login: Option<(String, Option<Secret>)>,
+    files: SecretFiles,
+    /// What the files held when they were last read.
+    read: RwLock<Read>,
+}
+
+/// Where the secrets that may change stand.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SecretFiles {
+    pub(super) token: Option<PathBuf>,
+    pub(super) netrc: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Read {
+    /// How often they were found changed.
+    generation: u64,
+    token: Option<Secret>,
     netrc: Arc<Netrc>,
 }
 
@@ -40,38 +59,79 @@ impl Credentials {
         token: Option<Secret>,
         login: Option<(String, Option<Secret>)>,
         netrc: Arc<Netrc>,
+        files: SecretFiles,
     ) -> Self {
         Self {
             home,
-            token,
             login,
-            netrc,
+            files,
+            read: RwLock::new(Read {
+                generation: 0,
+                token,
+                netrc,
+            }),
         }
+    }
+
+    /// Which secrets are in use, to be told to [`Credentials::refresh`] if they were refused.
+    pub(super) fn generation(&self) -> u64 {
+        self.read().generation
+    }
+
+    /// Reads the files again, after the cache said 401: tokens on long-running machines are
+    /// exchanged now and then. Whether there is anything newer than what was `refused`; a file
+    /// that is gone changes nothing.
+    pub(super) async fn refresh(&self, refused: u64) -> bool {
+        let mut fresh = self.read().clone();
+        if let Some(path) = &self.files.token
+            && let Ok(text) = tokio::fs::read_to_string(path).await
+        {
+            let token = Secret::new(text.trim());
+            fresh.token = bearer(&token).is_some().then_some(token).or(fresh.token);
+        }
+        if let Some(path) = &self.files.netrc
+            && let Ok(bytes) = tokio::fs::read(path).await
+        {
+            fresh.netrc = Arc::new(Netrc::parse(&bytes));
+        }
+        let mut read = self.read.write().unwrap_or_else(PoisonError::into_inner);
+        fresh.generation = read.generation;
+        if *read != fresh {
+            fresh.generation += 1;
+            *read = fresh;
+        }
+        read.generation != refused
+    }
+
+    /// Nothing that can panic runs under the lock, and what is in it is always whole.
+    fn read(&self) -> RwLockReadGuard<'_, Read> {
+        self.read.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The `Authorization` for a request to this address.
     pub(super) fn header(&self, url: &Url, reached: Reached) -> Option<HeaderValue> {
         let host = url.host_str()?;
+        let Read { token, netrc, .. } = &*self.read();
         if same_origin(&self.home, url) {
-            if let Some(token) = &self.token {
+            if let Some(token) = token {
                 return bearer(token);
             }
             let user = self.login.as_ref().map(|(user, _)| user.as_str());
             return match &self.login {
                 Some((user, Some(password))) => basic(user, password.expose()),
                 // A user without a password: the password may stand in the netrc.
-                Some((user, None)) => match self.netrc.machine_or_default(host, Some(user)) {
+                Some((user, None)) => match netrc.machine_or_default(host, Some(user)) {
                     Some(login) => of_netrc(login),
                     None => basic(user, ""),
                 },
-                None => self.netrc.machine_or_default(host, user).and_then(of_netrc),
+                None => netrc.machine_or_default(host, user).and_then(of_netrc),
             };
         }
         let weaker = self.home.scheme() == "https" && url.scheme() != "https";
         if reached == Reached::ByRedirect || weaker {
             return None;
         }
-        self.netrc.machine(host, None).and_then(of_netrc)
+        netrc.machine(host, None).and_then(of_netrc)
     }
 }
 
@@ -124,6 +184,7 @@ mod tests {
             token.map(Secret::new),
             login.map(|(u, p)| (u.to_owned(), p.map(Secret::new))),
             Arc::new(Netrc::parse(NETRC)),
+            SecretFiles::default(),
         )
     }
 

@@ -9,6 +9,7 @@
 //!   without end;
 //! - opening requests are repeated where that may help, bodies never: their reader knows better
 //!   what it still needs, and asks another cache or for the rest;
+//! - files with secrets are read again when a cache says 401, so that they can be exchanged;
 //! - credentials go with every kind of request to the cache's own address and not across a
 //!   redirect to another; no name, error, log line or `Debug` shows one;
 //! - a body is whole or an error; a range is the one asked for, or [`NarBody::start`] says what
@@ -52,7 +53,7 @@ pub use self::{
     transport::{HttpOptions, Transport},
 };
 use self::{
-    credentials::Credentials,
+    credentials::{Credentials, SecretFiles},
     http::{Answer, Ask, Getter},
     location::Location,
     range::Wanted,
@@ -138,7 +139,13 @@ impl Substituter {
         let location = Location::parse(&config.url)?;
         let token = config.read_token(&location.name)?;
         let netrc = transport.netrc().clone();
-        let credentials = |base| Credentials::new(base, token, location.login, netrc);
+        let credentials = |base| {
+            let files = SecretFiles {
+                token: config.token_file.clone(),
+                netrc: transport.options().netrc.clone(),
+            };
+            Credentials::new(base, token, location.login, netrc, files)
+        };
         let source = Source::new(location.place, &location.name, credentials)?;
         let name: Arc<str> = location.name.into();
         let getter = Getter {

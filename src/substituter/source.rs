@@ -57,7 +57,13 @@ impl Source {
             Self::Http { base, credentials } => {
                 let url = join(base, file).map_err(FetchFailure::BadAddress)?;
                 allowed(base, &url)?;
-                getter.get(&url, Some(credentials), ask).await
+                let used = credentials.generation();
+                match getter.get(&url, Some(credentials), ask).await {
+                    Err(FetchFailure::Denied(_)) if credentials.refresh(used).await => {
+                        getter.get(&url, Some(credentials), ask).await
+                    }
+                    other => other,
+                }
             }
             Self::Directory(root) => open_file(getter, root.clone(), file, ask).await,
             Self::Bucket(bucket) => {

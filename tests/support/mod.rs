@@ -1,4 +1,4 @@
 //! What several tests share. Each test uses a part of it, hence the permission for the rest.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 pub mod scripted;
