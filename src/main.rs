@@ -27,6 +27,9 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     }
     match &cli.command {
         Command::Config(args) => cli::config::run(&config, args),
+        Command::Mount(args) => cli::mount::run(&config, &cli.settings.0, args),
+        Command::Daemon(args) => cli::daemon::run(&config, args),
+        Command::Umount(args) => cli::umount::run(args),
         _ => Err(Failure::new(
             Exit::Usage,
             "this build of narfs knows this verb's arguments only",

@@ -2,8 +2,12 @@
 
 use std::{os::fd::RawFd, path::PathBuf, time::Duration};
 
-use super::{parse::duration, parse_store_path};
-use crate::nix::StorePath;
+use super::{Failure, parse::duration, parse_store_path};
+use crate::{
+    config::Config,
+    daemon::{Serve, serve, spawn::inherited},
+    nix::StorePath,
+};
 
 const LONG: &str = "\
 Serves the store of a state directory. `narfs mount --background` and `narfs run` start it; its \
@@ -43,4 +47,19 @@ pub struct DaemonArgs {
     /// Make this store path and everything it refers to known at the start (may be repeated)
     #[arg(long, value_name = "STOREPATH", value_parser = parse_store_path)]
     pub root: Vec<StorePath>,
+}
+
+/// Serves as the verb that started it wants.
+///
+/// # Errors
+/// What kept it from serving; also told through `--ready-fd`.
+pub fn run(config: &Config, args: &DaemonArgs) -> Result<(), Failure> {
+    let what = Serve {
+        mountpoint: args.mountpoint.clone(),
+        ready: args.ready_fd.map(inherited).transpose()?,
+        device: args.fuse_fd.map(inherited).transpose()?,
+        idle_exit: args.idle_exit,
+        roots: args.root.clone(),
+    };
+    serve(config, what)
 }

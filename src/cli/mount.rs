@@ -2,8 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{parse::duration, parse_store_path};
-use crate::nix::StorePath;
+use super::{Failure, parse::duration, parse_store_path};
+use crate::{
+    config::{Config, Flags},
+    daemon::{Serve, serve, spawn::background},
+    nix::StorePath,
+};
 
 const LONG: &str = "\
 Mounts the binary caches at a directory, usually /nix/store.
@@ -58,4 +62,19 @@ pub struct MountArgs {
     /// (may be repeated)
     #[arg(long, value_name = "STOREPATH", value_parser = parse_store_path)]
     pub root: Vec<StorePath>,
+}
+
+/// Mounts, and serves until it is unmounted or told to end.
+///
+/// # Errors
+/// What kept it from mounting.
+pub fn run(config: &Config, flags: &Flags, args: &MountArgs) -> Result<(), Failure> {
+    let mountpoint = std::path::absolute(&args.mountpoint).unwrap_or_else(|_| args.mountpoint.clone());
+    if !args.background {
+        let what = Serve { mountpoint: Some(mountpoint), roots: args.root.clone(), ..Serve::default() };
+        return serve(config, what);
+    }
+    let mut daemon = vec![mountpoint.into_os_string()];
+    daemon.extend(args.root.iter().map(|root| format!("--root={root}").into()));
+    background(config, flags, &daemon, args.ready_timeout)
 }

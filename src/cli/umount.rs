@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::{Exit, Failure};
+use crate::fuse;
+
 const LONG: &str = "\
 Unmounts a mount of narfs. The daemon that serves it ends; what was fetched is kept.";
 
@@ -27,4 +30,23 @@ pub struct UmountArgs {
     /// of them lets go of it
     #[arg(long, short)]
     pub lazy: bool,
+}
+
+/// Unmounts.
+///
+/// # Errors
+/// When it is no mount of narfs, or is in use.
+pub fn run(args: &UmountArgs) -> Result<(), Failure> {
+    let path = std::path::absolute(&args.mountpoint).unwrap_or_else(|_| args.mountpoint.clone());
+    if !fuse::mounted_by_narfs(&path) {
+        let what = format!("{} is no mount of narfs", path.display());
+        return Err(Failure::new(Exit::System, what).hint("`grep narfs /proc/self/mounts` shows those that there are"));
+    }
+    fuse::unmount(&path, args.lazy).map_err(|e| {
+        let failure = Failure::new(Exit::System, format!("{} can't be unmounted", path.display())).because(&e);
+        match e.kind() {
+            std::io::ErrorKind::ResourceBusy => failure.hint("programs use it: end them, or unmount with --lazy"),
+            _ => failure,
+        }
+    })
 }

@@ -1,9 +1,10 @@
 //! A daemon in the background: started with the same settings, waited for until it is ready.
 
 use std::{
+    ffi::OsString,
     fs::{File, OpenOptions},
     io::{Read, Write},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -56,11 +57,21 @@ fn decode_failure(text: &str) -> Failure {
     }
 }
 
+/// A descriptor that was handed over by number, as this process's own.
+///
+/// # Errors
+/// When there is no such descriptor.
+pub fn inherited(number: RawFd) -> Result<OwnedFd, Failure> {
+    super::namespace::adopt(number).map_err(|e| {
+        Failure::new(Exit::Usage, format!("descriptor {number} was not handed over")).because(&e)
+    })
+}
+
 /// Starts `narfs daemon ARGS…` with these settings, and returns when it is ready.
 ///
 /// # Errors
 /// The daemon's own failure, or that it was not ready in `patience`.
-pub fn background(config: &Config, flags: &Flags, args: &[String], patience: Duration) -> Result<(), Failure> {
+pub fn background(config: &Config, flags: &Flags, args: &[OsString], patience: Duration) -> Result<(), Failure> {
     let failed = |e: &dyn std::error::Error| Failure::new(Exit::System, "the daemon can't be started").because(e);
     let program = std::env::current_exe().map_err(|e| failed(&e))?;
     let (ready, told) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(&e))?;
