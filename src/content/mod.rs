@@ -70,6 +70,7 @@ pub use fds::MAX_OPEN_FILES;
 pub use map::{Map, MapError};
 pub use nar_file::{Hold, NarFile};
 pub use state_dir::STATE_VERSION;
+pub use state_dir::LOG_FILE;
 pub use store::{ContentStore, OpenOptions};
 
 /// A place where decoding of a compressed NAR can start afresh.

@@ -39,7 +39,9 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// What may lie in a directory that has no version yet: an interrupted creation's leavings, and what a fresh file
 /// system has at its root.
-const BEFORE_VERSION: [&str; 3] = [LOCK_FILE, VERSION_TMP, "lost+found"];
+const BEFORE_VERSION: [&str; 4] = [LOCK_FILE, VERSION_TMP, LOG_FILE, "lost+found"];
+/// Log of a daemon in the background, begun by who starts it.
+pub const LOG_FILE: &str = "daemon.log";
 
 /// A state directory that is ours until this is dropped.
 #[derive(Debug)]

@@ -19,10 +19,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cli::{Exit, Failure},
     config::{Config, Flags},
+    content::LOG_FILE,
 };
 
-/// Log of a daemon in the background, in the state directory.
-pub const LOG: &str = "daemon.log";
 /// The log is begun anew when it is larger, in bytes.
 const MAX_LOG: u64 = 4 << 20;
 
@@ -97,7 +96,7 @@ pub fn background(config: &Config, flags: &Flags, args: &[OsString], patience: D
     match text.as_deref() {
         Some("ready\n") => Ok(()),
         Some(text) => {
-            let log = config.state_dir.join(LOG);
+            let log = config.state_dir.join(LOG_FILE);
             let failure = decode_failure(text);
             match failure.hint {
                 Some(_) => Err(failure),
@@ -106,7 +105,7 @@ pub fn background(config: &Config, flags: &Flags, args: &[OsString], patience: D
         }
         None => {
             let what = format!("the daemon was not ready within {} s", patience.as_secs());
-            let log = config.state_dir.join(LOG);
+            let log = config.state_dir.join(LOG_FILE);
             Err(Failure::new(Exit::Unavailable, what).hint(format!("its log is {}", log.display())))
         }
     }
@@ -132,7 +131,7 @@ fn wait(mut ready: File, patience: Duration) -> std::io::Result<Option<String>> 
 
 fn open_log(config: &Config) -> std::io::Result<File> {
     make_private(&config.state_dir)?;
-    let path = config.state_dir.join(LOG);
+    let path = config.state_dir.join(LOG_FILE);
     let large = std::fs::metadata(&path).is_ok_and(|m| m.len() > MAX_LOG);
     let mut options = OpenOptions::new();
     options.create(true).write(true).append(!large).truncate(large);
