@@ -56,8 +56,14 @@ impl StateDir {
     pub(super) fn take(path: &Path, wait: Duration) -> Result<Self, ContentError> {
         make_dir(path)?;
         check_owner(path)?;
-        let lock = take_lock(path, wait)?;
+        // Before anything in it is touched: it may be somebody's home directory.
         check_version(path)?;
+        let lock = take_lock(path, wait)?;
+        // Again, because only now nobody else can be making it.
+        if check_version(path)? == Version::None {
+            write_version(path)?;
+        }
+        make_private(path)?;
         make_dir(&path.join(CONTENT_DIR))?;
         make_dir(&path.join(TMP_DIR))?;
         let dir = Self {
@@ -118,12 +124,17 @@ fn check_owner(path: &Path) -> Result<(), ContentError> {
     if mode & 0o022 != 0 {
         return refuse(format!("has mode {mode:04o}, so others can write to it"));
     }
-    if mode != 0o700 {
-        // Private files of other users' store paths may come to lie in it.
-        fs::set_permissions(path, Permissions::from_mode(0o700))
-            .map_err(|e| ContentError::io("set mode 0700 on", path, e))?;
-    }
     Ok(())
+}
+
+/// Lets nobody else look at it: what store paths are kept is nobody's business.
+fn make_private(path: &Path) -> Result<(), ContentError> {
+    let meta = fs::metadata(path).map_err(|e| ContentError::io("look at", path, e))?;
+    if meta.mode() & 0o777 == 0o700 {
+        return Ok(());
+    }
+    fs::set_permissions(path, Permissions::from_mode(0o700))
+        .map_err(|e| ContentError::io("set mode 0700 on", path, e))
 }
 
 fn take_lock(dir: &Path, wait: Duration) -> Result<File, ContentError> {
@@ -162,7 +173,16 @@ fn take_lock(dir: &Path, wait: Duration) -> Result<File, ContentError> {
     Ok(lock)
 }
 
-fn check_version(dir: &Path) -> Result<(), ContentError> {
+/// What a directory is, if it is not refused.
+#[derive(PartialEq, Eq)]
+enum Version {
+    /// Empty, or as good as that.
+    None,
+    /// Ours, of the format we know.
+    Known,
+}
+
+fn check_version(dir: &Path) -> Result<Version, ContentError> {
     let path = dir.join(VERSION_FILE);
     let not_ours = |found: String| {
         Err(ContentError::NotOurs {
@@ -177,7 +197,7 @@ fn check_version(dir: &Path) -> Result<(), ContentError> {
                 Some(name) => not_ours(format!(
                     "it has no file named version, but one named {name:?}"
                 )),
-                None => write_version(dir),
+                None => Ok(Version::None),
             };
         }
         Err(e) => return Err(ContentError::io("read", &path, e)),
@@ -190,7 +210,7 @@ fn check_version(dir: &Path) -> Result<(), ContentError> {
             .ok()
     });
     match version {
-        Some(STATE_VERSION) => Ok(()),
+        Some(STATE_VERSION) => Ok(Version::Known),
         Some(found) if found > STATE_VERSION => Err(ContentError::Newer {
             dir: dir.into(),
             found,

@@ -65,21 +65,39 @@ impl Db {
         now: u64,
         ttl: NarinfoTtl,
     ) -> Result<Option<CachedNarinfo>, ContentError> {
-        let found = self.core.read(|txn| {
+        let all = self.narinfo_batch(substituter, std::slice::from_ref(hash), now, ttl)?;
+        Ok(all.into_iter().next().flatten())
+    }
+
+    /// As [`Db::narinfo`] for many store paths, in their order, from one look at the database.
+    pub fn narinfo_batch(
+        &self,
+        substituter: &str,
+        hashes: &[StorePathHash],
+        now: u64,
+        ttl: NarinfoTtl,
+    ) -> Result<Vec<Option<CachedNarinfo>>, ContentError> {
+        let mut all = self.core.read(|txn| {
             let table = txn.open_table(NARINFOS)?;
-            let found = table.get((hash.as_bytes(), substituter))?;
-            Ok(found.map(|v| {
-                let (fetched_at, text) = v.value();
-                answer(substituter, fetched_at, text, now, ttl)
-            }))
+            let one = |hash: &StorePathHash| {
+                let found = table.get((hash.as_bytes(), substituter))?;
+                Ok(found.map(|v| {
+                    let (fetched_at, text) = v.value();
+                    answer(substituter, fetched_at, text, now, ttl)
+                }))
+            };
+            hashes
+                .iter()
+                .map(one)
+                .collect::<Result<Vec<_>, redb::Error>>()
         })?;
-        if found.as_ref().is_some_and(|a| a.fetched_at > now) {
-            self.clamp(*hash, substituter.to_owned(), now);
+        for (hash, found) in hashes.iter().zip(&mut all) {
+            if let Some(found) = found.as_mut().filter(|a| a.fetched_at > now) {
+                self.clamp(*hash, substituter.to_owned(), now);
+                found.fetched_at = now;
+            }
         }
-        Ok(found.map(|a| CachedNarinfo {
-            fetched_at: a.fetched_at.min(now),
-            ..a
-        }))
+        Ok(all)
     }
 
     /// What all substituters answered for a store path.

@@ -121,6 +121,13 @@ fn narinfos_count_for_a_time() {
         .unwrap()
         .unwrap();
     assert_eq!(found.text.as_deref(), Some(b"StorePath: x".as_slice()));
+    let three = [digest(2), digest(3), digest(1)];
+    let batch = db.narinfo_batch("https://one", &three, 5000, TTL).unwrap();
+    let texts: Vec<_> = batch
+        .iter()
+        .map(|a| a.as_ref().map(|a| a.text.is_some()))
+        .collect();
+    assert_eq!(texts, [Some(false), None, Some(true)]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use std::{
     env,
     io::{BufRead, BufReader, Write},
+    os::unix::process::ExitStatusExt,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -17,6 +18,7 @@ use crate::{
 
 const DIR: &str = "NARFS_TEST_KILL_DIR";
 const ROUND: &str = "NARFS_TEST_KILL_ROUND";
+const SIGKILL: i32 = 9;
 const ROUNDS: u64 = 50;
 const NARS: u64 = 6;
 const SIZE: u64 = 60_000;
@@ -48,6 +50,12 @@ fn child() {
     };
     let store = open(Path::new(&dir));
     let round: u64 = round.parse().unwrap();
+    // A thread that fails must not leave the others running as if nothing were.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
     println!("\nready");
     std::thread::scope(|scope| {
         for thread in 0..3 {
@@ -125,7 +133,12 @@ fn killed_anywhere_nothing_is_wrong() {
         );
         std::thread::sleep(Duration::from_micros(random.below(60_000)));
         child.kill().unwrap();
-        child.wait().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(
+            status.signal(),
+            Some(SIGKILL),
+            "it ended by itself: {status}"
+        );
         for line in lines.map_while(Result::ok) {
             if let ["slot", n, slot] = line.split(' ').collect::<Vec<_>>()[..]
                 && let (Ok(n), Ok(slot)) = (n.parse::<u64>(), slot.parse::<u32>())

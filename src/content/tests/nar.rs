@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::FileExt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -190,49 +190,97 @@ fn nobody_reads_what_was_discarded() {
 }
 
 #[test]
-fn readers_writers_and_discards_at_once() {
-    // Each generation is written with one value; a reader that sees two in one read saw a mixture.
+fn a_byte_is_there_before_it_is_valid() {
+    const CHUNK: u64 = 64 << 10;
+    const CHUNKS: u64 = 256;
     let dir = dir();
     let store = open(dir.path());
-    let nar = nar(&store, 1, 1 << 16);
-    let stop = AtomicBool::new(false);
+    let nar = store.nar(&hash_of(1, 1), CHUNKS * CHUNK).unwrap();
+    let awaited = AtomicU64::new(u64::MAX);
     std::thread::scope(|scope| {
-        for _ in 0..2 {
+        let reader = scope.spawn(|| {
+            for chunk in 0..CHUNKS {
+                let last = (chunk + 1) * CHUNK - 1;
+                awaited.store(chunk, Ordering::Release);
+                while !nar.is_valid(last..last + 1) {
+                    std::hint::spin_loop();
+                }
+                assert_eq!(read(&nar, last..last + 1), [7], "a hole was called valid");
+            }
+        });
+        for chunk in 0..CHUNKS {
+            // Else all would be written before anybody looks.
+            while awaited.load(Ordering::Acquire) != chunk && !reader.is_finished() {
+                std::thread::yield_now();
+            }
+            nar.write_at(&[7; CHUNK as usize], chunk * CHUNK).unwrap();
+        }
+    });
+}
+
+#[test]
+fn readers_writers_and_discards_at_once() {
+    // Every eight bytes of a life are its number. A reader sees one life at a time, and none that was over before it
+    // began to read.
+    const LEN: u64 = 64 << 10;
+    let dir = dir();
+    let store = open(dir.path());
+    let nar = nar(&store, 1, LEN);
+    let stop = AtomicBool::new(false);
+    let reads = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let readers = [(); 2].map(|()| {
             scope.spawn(|| {
                 let mut buf = vec![0; 4096];
                 while !stop.load(Ordering::Relaxed) {
-                    let generation = nar.generation();
-                    for at in (0..1 << 16).step_by(4096) {
+                    for at in (0..LEN).step_by(4096) {
+                        let before = nar.generation();
                         match nar.read_at(&mut buf, at) {
-                            Ok(()) if nar.generation() == generation => {
+                            Ok(()) => {
+                                let lives = buf
+                                    .chunks(8)
+                                    .map(|w| u64::from_le_bytes(w.try_into().unwrap()));
+                                let first = lives.clone().next().unwrap();
+                                assert!(lives.clone().all(|l| l == first), "two lives in one read");
                                 assert!(
-                                    buf.iter().all(|b| *b == generation as u8),
-                                    "a byte of another life"
+                                    (before..=nar.generation()).contains(&first),
+                                    "a life that was over"
                                 );
+                                reads.fetch_add(1, Ordering::Relaxed);
                             }
-                            Ok(()) => {}
                             Err(ContentError::NotValid { .. } | ContentError::Discarded { .. }) => {
                             }
                             Err(e) => panic!("{e}"),
                         }
+                        // As if there were more files than may be open.
+                        store.shared.files.forget(before);
                     }
                 }
-            });
-        }
-        scope.spawn(|| {
+            })
+        });
+        let writer = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 let generation = nar.generation();
-                for at in (0..1 << 16).step_by(1024) {
-                    match nar.write_at_generation(generation, &[generation as u8; 1024], at) {
+                let bytes = generation.to_le_bytes().repeat(128);
+                for at in (0..LEN).step_by(bytes.len()) {
+                    match nar.write_at_generation(generation, &bytes, at) {
                         Ok(()) | Err(ContentError::Discarded { .. }) => {}
                         Err(e) => panic!("{e}"),
                     }
                 }
             }
         });
-        for _ in 0..300 {
+        // However fast the others are: so many lives, and so many reads that saw something.
+        let mut lives = 0;
+        while (lives < 200 || reads.load(Ordering::Relaxed) < 2000)
+            && !writer.is_finished()
+            && !readers.iter().any(|r| r.is_finished())
+        {
             nar.discard().unwrap();
-            store.flush().unwrap();
+            if lives % 8 == 0 {
+                store.flush().unwrap();
+            }
+            lives += 1;
         }
         stop.store(true, Ordering::Relaxed);
     });

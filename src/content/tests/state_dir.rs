@@ -114,12 +114,17 @@ fn what_is_not_ours_is_refused_and_left_alone() {
     }
     let dir = dir();
     fs::write(dir.path().join("thesis.tex"), "years of work").unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let (error, text) = refusal(dir.path());
     assert!(
         matches!(error, ContentError::NotOurs { .. }) && text.contains("thesis.tex"),
         "{text}"
     );
-    assert!(!dir.path().join("content").exists() && !dir.path().join("version").exists());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert_eq!(
+        fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777,
+        0o755
+    );
 }
 
 #[test]
