@@ -1,6 +1,6 @@
 //! Where bytes rest: sparse NAR files, maps of what is valid in them, compiled trees, the database.
 //!
-//! Uses [`crate::nix`]; knows nothing of the network or of mounts. All of it is one state directory, mode 0700:
+//! Uses [`crate::nix`] and the checkpoints of [`crate::codec`]; knows nothing of the network or of mounts. All of it is one state directory, mode 0700:
 //!
 //! | name | what | see |
 //! |---|---|---|
@@ -69,15 +69,6 @@ pub use extents::Extents;
 pub use fds::MAX_OPEN_FILES;
 pub use map::{Map, MapError};
 pub use nar_file::{Hold, NarFile};
-pub use state_dir::STATE_VERSION;
-pub use state_dir::LOG_FILE;
+pub use state_dir::{LOG_FILE, STATE_VERSION};
+pub use crate::codec::Checkpoint;
 pub use store::{ContentStore, OpenOptions};
-
-/// A place where decoding of a compressed NAR can start afresh.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Checkpoint {
-    /// Offset in the compressed file.
-    pub packed: u64,
-    /// Offset in the NAR.
-    pub nar: u64,
-}

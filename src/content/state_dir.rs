@@ -249,6 +249,25 @@ fn write_version(dir: &Path) -> Result<(), ContentError> {
 /// Writes `bytes` to `tmp`, makes them durable and gives them the name `path`. The caller syncs the directory when
 /// the name has to be durable as well. Returns the bytes allocated for it.
 pub(super) fn replace_file(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<u64, ContentError> {
+    write_and_rename(tmp, path, bytes, true)
+}
+
+/// As [`replace_file`], for what carries its own checksum and can be made again: after a power cut it may be found
+/// empty or torn, which its reader sees.
+pub(super) fn replace_file_unsynced(
+    tmp: &Path,
+    path: &Path,
+    bytes: &[u8],
+) -> Result<u64, ContentError> {
+    write_and_rename(tmp, path, bytes, false)
+}
+
+fn write_and_rename(
+    tmp: &Path,
+    path: &Path,
+    bytes: &[u8],
+    sync: bool,
+) -> Result<u64, ContentError> {
     let write = || -> io::Result<u64> {
         let mut file = OpenOptions::new()
             .write(true)
@@ -257,7 +276,9 @@ pub(super) fn replace_file(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<u64,
             .mode(0o600)
             .open(tmp)?;
         file.write_all(bytes)?;
-        file.sync_data()?;
+        if sync {
+            file.sync_data()?;
+        }
         let allocated = allocated(&file.metadata()?);
         fs::rename(tmp, path)?;
         Ok(allocated)

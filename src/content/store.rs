@@ -11,7 +11,7 @@ use std::{
 use super::{
     ContentError, Db, NarFile,
     shared::{Kind, Shared},
-    state_dir::{StateDir, allocated, replace_file},
+    state_dir::{StateDir, allocated, replace_file_unsynced},
 };
 use crate::nix::NarHash;
 
@@ -77,7 +77,7 @@ impl ContentStore {
     pub fn save_tree(&self, hash: &NarHash, image: &[u8]) -> Result<PathBuf, ContentError> {
         let path = self.tree_path(hash);
         let before = fs::metadata(&path).map_or(0, |m| allocated(&m));
-        let after = replace_file(&self.shared.tmp(), &path, image)?;
+        let after = replace_file_unsynced(&self.shared.tmp(), &path, image)?;
         self.shared.usage.change(before, after);
         Ok(path)
     }

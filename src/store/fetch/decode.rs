@@ -172,7 +172,7 @@ fn decode(
         if reader.checkpoint() != checkpoint {
             checkpoint = reader.checkpoint();
             if let Some(point) = checkpoint {
-                source.add_checkpoint(point);
+                source.add_checkpoint(&nar.file, point);
             }
         }
         // Where the tree itself is in question, an offset says nothing until the end.

@@ -273,7 +273,6 @@ fn starting_point(nar: &Nar, source: &Source, check: &Check) -> Checkpoint {
     let first_missing = nar.file.missing(0..nar.size).first().map_or(0, |gap| gap.start);
     match source.compression {
         Compression::None => Checkpoint { packed: first_missing, nar: first_missing },
-        Compression::Zstd => source.checkpoint_before(first_missing),
-        _ => Checkpoint::START,
+        _ => source.checkpoint_before(&nar.file, first_missing),
     }
 }

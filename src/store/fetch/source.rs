@@ -8,9 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sha2::{Digest, Sha256};
+
 use super::Access;
 use crate::{
     codec::Checkpoint,
+    content::NarFile,
     nix::{Compression, NarInfo},
     store::narinfo::Offer,
     substituter::{Deadline, FetchError, NarBody, Substituter},
@@ -28,9 +31,6 @@ pub(crate) struct Source {
     /// The cache answered a range with the whole file.
     no_ranges: AtomicBool,
     damaged: Mutex<Option<(Instant, String)>>,
-    /// Frame boundaries of this very file that were passed. Another cache's file of the same
-    /// NAR has others.
-    checkpoints: Mutex<Vec<Checkpoint>>,
 }
 
 impl Source {
@@ -46,7 +46,6 @@ impl Source {
             compression: narinfo.compression,
             no_ranges: AtomicBool::new(false),
             damaged: Mutex::new(None),
-            checkpoints: Mutex::new(Vec::new()),
         }
     }
 
@@ -84,14 +83,33 @@ impl Source {
         damaged.as_ref().filter(|(when, _)| when.elapsed() < QUARANTINE).map(|(_, reason)| reason.clone())
     }
 
-    pub(super) fn add_checkpoint(&self, point: Checkpoint) {
-        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner).push(point);
+    /// Tells this very file from any other of the same NAR, whose frames begin elsewhere.
+    fn number(&self) -> u64 {
+        let mut hash = Sha256::new();
+        for part in [self.substituter.name(), "\0", &self.url] {
+            hash.update(part);
+        }
+        let digest = hash.finalize();
+        u64::from_le_bytes(std::array::from_fn(|i| digest[i])).max(1)
     }
 
-    /// The last place at or before `nar`, an offset in the NAR, where decoding can start.
-    pub(super) fn checkpoint_before(&self, nar: u64) -> Checkpoint {
-        let known = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().filter(|c| c.nar <= nar).max_by_key(|c| c.nar).copied().unwrap_or(Checkpoint::START)
+    /// Remembers with the NAR that decoding of this file can start there.
+    pub(super) fn add_checkpoint(&self, file: &NarFile, point: Checkpoint) {
+        let number = self.number();
+        if file.checkpoint_source() != number {
+            file.set_checkpoint_source(number);
+        }
+        file.add_checkpoint(point);
+    }
+
+    /// The last place at or before `nar`, an offset in the NAR, where decoding of this file can
+    /// start.
+    pub(super) fn checkpoint_before(&self, file: &NarFile, nar: u64) -> Checkpoint {
+        if file.checkpoint_source() != self.number() {
+            return Checkpoint::START;
+        }
+        let known = file.checkpoints().into_iter().filter(|c| c.nar <= nar);
+        known.max_by_key(|c| c.nar).unwrap_or(Checkpoint::START)
     }
 
     fn damaged(&self) -> std::sync::MutexGuard<'_, Option<(Instant, String)>> {
