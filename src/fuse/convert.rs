@@ -76,6 +76,7 @@ pub(super) fn errno(error: &StoreError) -> Errno {
         StoreError::NotADirectory => Errno::ENOTDIR,
         StoreError::IsADirectory => Errno::EISDIR,
         StoreError::WrongKind => Errno::EINVAL,
+        StoreError::Unkept { .. } => Errno::ENOSPC,
         StoreError::Content(e) => match e {
             ContentError::NoSpace { .. } => Errno::ENOSPC,
             _ => Errno::EIO,

@@ -3,9 +3,9 @@
 use std::{cell::RefCell, ffi::OsStr, io, os::unix::ffi::OsStrExt, time::Duration};
 
 use fuser::{
-    Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
-    ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyXattr, Request,
+    Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
 use super::convert::{NEVER_THERE, NOT_THERE_NOW, errno, file_attr, file_type, nothing, time_to_live};
@@ -177,6 +177,26 @@ impl Filesystem for StoreFs {
         // Never zero: `df` leaves out what has no blocks.
         let blocks = bytes.div_ceil(BLOCK).max(1);
         reply.statfs(blocks, 0, 0, entries.max(1), 0, BLOCK as u32, 255, BLOCK as u32);
+    }
+
+    /// Programs ask whether a file is a terminal.
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    /// Every byte of a file is data, for the kernel's own default answer.
+    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
     }
 
     /// There are none; said once, the kernel does not ask again.

@@ -75,6 +75,12 @@ pub enum StoreError {
         /// The bound that was reached.
         waited: Duration,
     },
+    /// The whole NAR had to be kept, and there is no room for it.
+    #[error("{path}: there is no room to keep it; make some with `narfs gc`, or give the state directory more")]
+    Unkept {
+        /// The path.
+        path: StorePath,
+    },
     /// What a cache sent is not what its narinfo promised. Nothing of it is kept.
     #[error("{path}: {substituter} sent a damaged NAR: {reason}; quarantined, its content was dropped")]
     Damaged {

@@ -5,8 +5,8 @@
 //! a transfer *flows*, that is, has begun to bring bytes; background work waits for both. While
 //! the others only wait for their first byte the link would be idle, so the lower lanes go on.
 //!
-//! Of the background transfers only the oldest [`BACKGROUND_AT_ONCE`] run: what they have in
-//! flight stands in front of the next reader's first byte.
+//! Of the transfers of a lower lane only the oldest few run: what they have in flight stands in
+//! front of the next reader's first byte, and what began first is needed first.
 //!
 //! Acts: any number of tasks. One lock, inside the watch channel, never held across an await.
 
@@ -17,6 +17,9 @@ use tokio::sync::watch;
 /// Background transfers that run side by side. Two keep a link busy over the gaps between
 /// requests; each more is a receive window's worth of bytes in front of a reader.
 const BACKGROUND_AT_ONCE: usize = 2;
+/// Read-ahead transfers that run side by side. Many are of small NARs, whose time is the round
+/// trip; eight of those keep a link busy.
+const READ_AHEAD_AT_ONCE: usize = 8;
 
 /// How urgent a transfer is; the greater, the more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +37,7 @@ struct Traffic {
     next_id: u64,
     demand_flowing: usize,
     read_ahead_flowing: usize,
+    read_ahead: BTreeSet<u64>,
     background: BTreeSet<u64>,
 }
 
@@ -41,12 +45,21 @@ impl Traffic {
     fn may_go(&self, id: u64, lane: Lane) -> bool {
         match lane {
             Lane::Demand => true,
-            Lane::ReadAhead => self.demand_flowing == 0,
+            Lane::ReadAhead => self.demand_flowing == 0 && oldest(&self.read_ahead, READ_AHEAD_AT_ONCE, id),
             Lane::Background => {
                 self.demand_flowing == 0
                     && self.read_ahead_flowing == 0
-                    && self.background.iter().take(BACKGROUND_AT_ONCE).any(|b| *b == id)
+                    && oldest(&self.background, BACKGROUND_AT_ONCE, id)
             }
+        }
+    }
+
+    /// The transfers that are in a lower lane.
+    fn queue(&mut self, lane: Lane) -> Option<&mut BTreeSet<u64>> {
+        match lane {
+            Lane::Demand => None,
+            Lane::ReadAhead => Some(&mut self.read_ahead),
+            Lane::Background => Some(&mut self.background),
         }
     }
 
@@ -57,6 +70,10 @@ impl Traffic {
             Lane::Background => None,
         }
     }
+}
+
+fn oldest(queue: &BTreeSet<u64>, at_once: usize, id: u64) -> bool {
+    queue.iter().take(at_once).any(|other| *other == id)
 }
 
 /// The lanes of one store.
@@ -78,8 +95,8 @@ impl Lanes {
         self.traffic.send_modify(|t| {
             id = t.next_id;
             t.next_id += 1;
-            if lane == Lane::Background {
-                t.background.insert(id);
+            if let Some(queue) = t.queue(lane) {
+                queue.insert(id);
             }
         });
         Transfer { lanes: self, id, lane, flows: false }
@@ -112,10 +129,12 @@ impl Transfer<'_> {
                     *n += 1;
                 }
             }
-            match lane {
-                Lane::Background => t.background.insert(id),
-                _ => t.background.remove(&id),
-            };
+            if let Some(queue) = t.queue(from) {
+                queue.remove(&id);
+            }
+            if let Some(queue) = t.queue(lane) {
+                queue.insert(id);
+            }
         });
         self.lane = lane;
     }
@@ -154,8 +173,8 @@ impl Transfer<'_> {
 impl Drop for Transfer<'_> {
     fn drop(&mut self) {
         self.set_flows(false);
-        let id = self.id;
-        self.lanes.traffic.send_if_modified(|t| t.background.remove(&id));
+        let (id, lane) = (self.id, self.lane);
+        self.lanes.traffic.send_if_modified(|t| t.queue(lane).is_some_and(|queue| queue.remove(&id)));
     }
 }
 

@@ -9,6 +9,7 @@
 //! admit.rs     store path ──▶ trusted narinfo ──▶ compiled tree ──▶ slot; whole closures
 //! narinfo.rs   which cache has a path, and whether it is trusted
 //! fetch/       bytes of a NAR: waiters, streams, pieces
+//! read_ahead/  what a program that starts will load
 //! lanes.rs     who may use the link now
 //! status.rs    what `.nix-snapshotter` shows
 //! path.rs      the table of known paths         ids.rs   inode numbers
@@ -27,6 +28,7 @@ mod lanes;
 mod narinfo;
 mod nodes;
 mod path;
+mod read_ahead;
 mod settings;
 mod status;
 mod upkeep;
@@ -63,6 +65,7 @@ use admit::Admissions;
 use fetch::{Nar, Source};
 use lanes::Lanes;
 use path::PathTable;
+use read_ahead::Examined;
 use status::StatusClock;
 
 /// Events that a slow front end may be behind before it has to look at everything anew.
@@ -110,6 +113,7 @@ pub(crate) struct Core {
     lanes: Lanes,
     paths: PathTable,
     admissions: Admissions,
+    examined: Examined,
     nars: Mutex<HashMap<NarHash, Weak<Nar>>>,
     /// Small requests under way, and those among them that nobody waits for.
     small: Semaphore,
@@ -144,6 +148,7 @@ impl Store {
             lanes: Lanes::default(),
             paths: PathTable::with_slots(slots),
             admissions: Admissions::default(),
+            examined: Examined::default(),
             nars: Mutex::default(),
             small: Semaphore::new(connections),
             small_background: Semaphore::new(background),

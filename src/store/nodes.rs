@@ -248,6 +248,9 @@ impl Store {
                     Err(error) => return Some(Err(error)),
                 };
                 let done = self.0.read_kept(&path, &range, buf)?;
+                if offset == 0 && done.is_ok() {
+                    self.0.examine(&path, entry, buf);
+                }
                 self.0.counters.reads.add(1);
                 self.0.counters.read_bytes.add(buf.len() as u64);
                 Some(done)
@@ -284,6 +287,9 @@ impl Store {
         self.0.counters.reads.add(1);
         self.0.counters.read_misses.add(1);
         let bytes = self.0.read_entry(&path, entry, offset, size).await?;
+        if offset == 0 {
+            self.0.examine(&path, entry, &bytes);
+        }
         self.0.counters.read_bytes.add(bytes.len() as u64);
         Ok(bytes)
     }

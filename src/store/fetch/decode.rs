@@ -119,8 +119,9 @@ pub(super) fn run(
     at: Checkpoint,
     check: Check,
 ) -> Result<Decoded, DecodeError> {
-    let (pieces, hashing) = hasher(at, &check, nar.hash);
-    let result = decode(nar, source, packed, at, &check, &pieces);
+    let (used, spare) = sync_mpsc::channel();
+    let (pieces, hashing) = hasher(at, &check, nar.hash, used);
+    let result = decode(nar, source, packed, at, &check, &pieces, &spare);
     drop(pieces);
     let hashed = hashing.join().map_err(|_| DecodeError::Died)?;
     let (kept, mixed) = result?;
@@ -135,6 +136,7 @@ fn decode(
     at: Checkpoint,
     check: &Check,
     pieces: &sync_mpsc::SyncSender<Vec<u8>>,
+    spare: &sync_mpsc::Receiver<Vec<u8>>,
 ) -> Result<(bool, bool), DecodeError> {
     let mut reader = codec::stream(source.compression, Box::new(packed), at, nar.size)?;
     let mut skeleton = match check {
@@ -146,7 +148,8 @@ fn decode(
     let generation = nar.file.generation();
     let (mut kept, mut mixed) = (true, false);
     loop {
-        let mut piece = vec![0; PIECE];
+        let mut piece = spare.try_recv().unwrap_or_default();
+        piece.resize(PIECE, 0);
         let n = match reader.read(&mut piece) {
             Ok(0) => break,
             Ok(n) => n,
@@ -198,6 +201,7 @@ fn hasher(
     at: Checkpoint,
     check: &Check,
     nar_hash: NarHash,
+    used: sync_mpsc::Sender<Vec<u8>>,
 ) -> (sync_mpsc::SyncSender<Vec<u8>>, std::thread::JoinHandle<Hashed>) {
     let (tx, rx) = sync_mpsc::sync_channel::<Vec<u8>>(HASH_QUEUE);
     let from_start = at.nar == 0;
@@ -214,6 +218,8 @@ fn hasher(
                 indexer.push(&piece)?;
             }
             bytes += piece.len() as u64;
+            // The decoder may have ended; then nobody needs the buffer.
+            let _ = used.send(piece);
         }
         tracing::trace!(bytes, seconds = begun.elapsed().as_secs_f64(), "hashed");
         let index = indexer.map(|i| i.finish(nar_hash)).transpose()?;

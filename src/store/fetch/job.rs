@@ -96,8 +96,13 @@ impl Core {
                     return Ok(Done::Verified);
                 }
                 Ok(End::RandomAccess) => return Ok(Done::RandomAccess),
-                Ok(End::Unkept) if nar.state().waiters.is_empty() => return Ok(Done::NobodyWaits),
-                Ok(End::Unkept) => {}
+                Ok(End::Unkept) => {
+                    nar.state().complete_in = None;
+                    nar.answer_unkeepable();
+                    if nar.state().waiters.is_empty() {
+                        return Ok(Done::NobodyWaits);
+                    }
+                }
                 Err(PassError::TreeWrong(reason)) => drop(self.distrust_tree(nar, substituter, reason)),
                 Err(PassError::Damaged(reason)) => {
                     let error = StoreError::Damaged {

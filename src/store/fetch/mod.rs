@@ -262,6 +262,16 @@ impl Nar {
         self.waiters_changed.notify_one();
     }
 
+    /// Nothing can be kept now: who waits for a verified NAR on disk waits in vain.
+    fn answer_unkeepable(&self) {
+        let in_vain: Vec<Waiter> = {
+            let mut state = self.state();
+            state.waiters.extract_if(.., |w| w.want == Want::Verified).collect()
+        };
+        let error = Arc::new(StoreError::Unkept { path: self.path.clone() });
+        self.answer(in_vain, |_| Err(error.clone()));
+    }
+
     /// Answers everybody with this error.
     fn answer_error(&self, error: &Arc<StoreError>) {
         let all = std::mem::take(&mut self.state().waiters);

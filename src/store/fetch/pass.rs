@@ -92,6 +92,7 @@ impl Core {
         }
         if let Some(image) = decoded.index.filter(|_| indexing) {
             self.adopt_index(nar, &image).await.map_err(PassError::Local)?;
+            nar.answer_satisfied();
         }
         if !decoded.kept {
             return Ok(End::Unkept);

@@ -315,9 +315,15 @@ impl Core {
             match self.ensure_pieces(nar, &Want::Bytes(next), lane).await {
                 Some(Ok(Delivered::OnDisk)) => {}
                 // Not kept, or failed: nothing that trying again at once would change. The
-                // status shows why, and a reader starts the fetch anew.
-                Some(_) => {
+                // status shows why, and who asks next starts the fetch anew.
+                Some(Ok(Delivered::Bytes(_))) => {
                     nar.state().complete_in = None;
+                    nar.answer_unkeepable();
+                    return;
+                }
+                Some(Err(error)) => {
+                    nar.state().complete_in = None;
+                    nar.answer_error(&Arc::new(error));
                     return;
                 }
                 // The stream takes over in the next run of the job.

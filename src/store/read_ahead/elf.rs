@@ -1,0 +1,109 @@
+//! What an ELF image says it will load. Pure: bytes in, names out.
+
+use object::{
+    Endianness,
+    elf::{DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, ELFCLASS32, ELFCLASS64, FileClass, FileHeader32, FileHeader64, PT_LOAD},
+    read::elf::{Dyn, FileHeader, ProgramHeader},
+};
+
+/// How every image begins.
+pub(super) const MAGIC: &[u8] = b"\x7fELF";
+/// Position of the class (32 or 64 bits) in the image.
+const CLASS: usize = 4;
+/// Entries of a dynamic section that are looked at; real ones have a few dozen.
+const MAX_DYNAMIC: usize = 4096;
+
+/// The names in an image.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Needs {
+    /// The dynamic loader.
+    pub interpreter: Option<String>,
+    /// Libraries, in the order they are loaded in.
+    pub libraries: Vec<String>,
+    /// Directories they are searched in; may contain `$ORIGIN`.
+    pub search: Vec<String>,
+}
+
+/// What `image` needs; `None` if it is no image that can be read.
+pub(super) fn needs(image: &[u8]) -> Option<Needs> {
+    match FileClass(*image.get(CLASS)?) {
+        ELFCLASS64 => read::<FileHeader64<Endianness>>(image),
+        ELFCLASS32 => read::<FileHeader32<Endianness>>(image),
+        _ => None,
+    }
+}
+
+fn read<E: FileHeader<Endian = Endianness>>(image: &[u8]) -> Option<Needs> {
+    let header = E::parse(image).ok()?;
+    let endian = header.endian().ok()?;
+    let segments = header.program_headers(endian, image).ok()?;
+    let mut needs = Needs::default();
+    for segment in segments {
+        if let Ok(Some(interpreter)) = segment.interpreter(endian, image) {
+            needs.interpreter = text(interpreter);
+        }
+        let Ok(Some(entries)) = segment.dynamic(endian, image) else { continue };
+        let entries = &entries[..entries.len().min(MAX_DYNAMIC)];
+        let value = |entry: &E::Dyn| entry.d_val(endian).into();
+        let strings = entries.iter().find(|e| e.d_tag(endian) == DT_STRTAB).map(value);
+        let Some(strings) = strings.and_then(|address| offset_of(segments, endian, address)) else { continue };
+        let string = |entry: &E::Dyn| {
+            let start = usize::try_from(strings.checked_add(value(entry))?).ok()?;
+            text(image.get(start..)?.split(|b| *b == 0).next()?)
+        };
+        for entry in entries {
+            match entry.d_tag(endian) {
+                DT_NEEDED => needs.libraries.extend(string(entry)),
+                DT_RPATH | DT_RUNPATH => {
+                    let directories = string(entry).unwrap_or_default();
+                    needs.search.extend(directories.split(':').filter(|d| !d.is_empty()).map(str::to_owned));
+                }
+                _ => {}
+            }
+        }
+    }
+    Some(needs)
+}
+
+/// Where in the file an address lies.
+fn offset_of<P: ProgramHeader<Endian = Endianness>>(segments: &[P], endian: Endianness, address: u64) -> Option<u64> {
+    segments.iter().filter(|s| s.p_type(endian) == PT_LOAD).find_map(|s| {
+        let (start, size): (u64, u64) = (s.p_vaddr(endian).into(), s.p_filesz(endian).into());
+        let within = address.checked_sub(start).filter(|within| *within < size)?;
+        let offset: u64 = s.p_offset(endian).into();
+        offset.checked_add(within)
+    })
+}
+
+fn text(bytes: &[u8]) -> Option<String> {
+    let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
+    String::from_utf8(bytes.to_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_its_own_image() {
+        let image = std::fs::read("/proc/self/exe").unwrap();
+        let needs = needs(&image).unwrap();
+        assert!(needs.libraries.iter().any(|l| l.starts_with("libc.so")), "{needs:?}");
+        assert!(needs.interpreter.unwrap().contains("ld-linux"));
+    }
+
+    #[test]
+    fn damaged_images_are_refused_or_read_without_panic() {
+        let image = std::fs::read("/proc/self/exe").unwrap();
+        assert_eq!(needs(b""), None);
+        assert_eq!(needs(b"\x7fELF\x07"), None);
+        for cut in [5, 16, 63, 64, 100, 500, 5000] {
+            let _ = needs(&image[..cut]);
+        }
+        for at in 0..64 {
+            let mut bad = image[..4096].to_vec();
+            bad[at] ^= 0xff;
+            let _ = needs(&bad);
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Fetching ahead of a program that starts: what its image says it will load.
+//!
+//! A dynamic loader opens one library after the other, each in another store path, and waits for
+//! each. The image that it begins with names them all: the interpreter, the needed libraries, and
+//! where they are searched for; a script names its interpreter. Whenever the beginning of such a
+//! file is read for the first time, the files that it names are found in the known trees and
+//! fetched in the read-ahead lane, and so on for each of them. Nothing is guessed: what is
+//! fetched is what the loader is about to open.
+
+mod elf;
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::{
+    Core, Lane, Path, Slot,
+    fetch::{Delivered, Want},
+};
+use crate::{
+    nix::StorePath,
+    tree::{EntryIndex, Node},
+};
+
+/// Images above this are left to their readers, in bytes: to be parsed, one is held in memory.
+const LARGEST_IMAGE: u64 = 64 << 20;
+/// Links followed for one name; as many as the kernel follows.
+const MAX_LINKS: u32 = 40;
+/// Longest first line of a script, in bytes, as the kernel has it (`BINPRM_BUF_SIZE`).
+const SHEBANG: usize = 256;
+
+/// Files that were examined already: nothing new is to be learned from them.
+#[derive(Default)]
+pub(super) struct Examined(Mutex<HashSet<(Slot, EntryIndex)>>);
+
+impl Examined {
+    fn first_time(&self, slot: Slot, entry: EntryIndex) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((slot, entry))
+    }
+}
+
+/// A file that is named by another.
+type Target = (Arc<Path>, EntryIndex);
+
+impl Core {
+    /// Looks at the beginning of a file that was just read.
+    pub(super) fn examine(self: &Arc<Self>, path: &Arc<Path>, entry: EntryIndex, beginning: &[u8]) {
+        let loads_others = beginning.starts_with(elf::MAGIC) || beginning.starts_with(b"#!");
+        if !loads_others || !self.examined.first_time(path.slot, entry) {
+            return;
+        }
+        let (core, first) = (self.clone(), (path.clone(), entry));
+        self.runtime.spawn(async move { core.follow(first).await });
+    }
+
+    /// Fetches what a file names, and what that names, breadth first as a loader does.
+    async fn follow(self: Arc<Self>, first: Target) {
+        // What a file names can't be known before it is here; the files of one generation come
+        // side by side, and each that has come brings its own names in.
+        let mut running = tokio::task::JoinSet::new();
+        let step = |target: Target| {
+            let core = self.clone();
+            async move { core.named_by(target).await }
+        };
+        running.spawn(step(first));
+        while let Some(found) = running.join_next().await {
+            for (path, entry) in found.unwrap_or_default() {
+                if self.examined.first_time(path.slot, entry) {
+                    running.spawn(step((path, entry)));
+                }
+            }
+        }
+    }
+
+    /// Brings a file and says which files it names.
+    async fn named_by(self: &Arc<Self>, (path, entry): Target) -> Vec<Target> {
+        let Some(image) = self.bring(&path, entry).await else { return Vec::new() };
+        let directory = path.tree.path_of(path.tree.parent(entry));
+        let origin = format!("{}/{}", path.store_path.absolute(), String::from_utf8_lossy(&directory));
+        let mut found = Vec::new();
+        if let Some(interpreter) = shebang(&image) {
+            found.extend(self.resolve(interpreter).await);
+        }
+        let Some(needs) = elf::needs(&image) else { return found };
+        if let Some(interpreter) = &needs.interpreter {
+            found.extend(self.resolve(interpreter).await);
+        }
+        let mut directories = Vec::new();
+        for search in &needs.search {
+            let search = search.replace("$ORIGIN", &origin).replace("${ORIGIN}", &origin);
+            directories.extend(self.resolve(&search).await);
+        }
+        for library in &needs.libraries {
+            for (path, directory) in &directories {
+                if let Some(file) = path.tree.lookup(*directory, library.as_bytes()) {
+                    found.extend(self.resolve_from(path.clone(), file, Vec::new()).await);
+                    break;
+                }
+            }
+        }
+        found
+    }
+
+    /// The whole of a file, fetched in the read-ahead lane.
+    async fn bring(self: &Arc<Self>, path: &Arc<Path>, entry: EntryIndex) -> Option<Vec<u8>> {
+        let Some(Node::Regular { size, offset, .. }) = path.tree.node(entry) else { return None };
+        if size == 0 || size > LARGEST_IMAGE {
+            return None;
+        }
+        let nar = self.nar_of(path).ok()?;
+        match self.ensure(&nar, Want::Bytes(offset..offset + size), Lane::ReadAhead).await {
+            Ok(Delivered::Bytes(image)) => Some(image),
+            Ok(Delivered::OnDisk) => {
+                let mut image = vec![0; usize::try_from(size).ok()?];
+                nar.file.read_at(&mut image, offset).ok()?;
+                Some(image)
+            }
+            Err(error) => {
+                // Who really needs it will be told.
+                tracing::debug!(path = %path.store_path, %error, "not read ahead");
+                None
+            }
+        }
+    }
+
+    /// The file or directory that an absolute path leads to in the store, if its store path is
+    /// known or can be admitted.
+    async fn resolve(self: &Arc<Self>, absolute: &str) -> Option<Target> {
+        let (store_path, rest) = StorePath::parse_with_rest(absolute).ok()?;
+        let path = self.known_or_admitted(&store_path).await?;
+        self.resolve_from(path, EntryIndex::ROOT, parts(rest)).await
+    }
+
+    async fn known_or_admitted(self: &Arc<Self>, store_path: &StorePath) -> Option<Arc<Path>> {
+        match self.loaded(&store_path.hash()) {
+            Some(path) => Some(path),
+            // Without it there is nothing to read ahead; who needs it will be told why.
+            None => self.admit_in_time(store_path).await.ok(),
+        }
+    }
+
+    /// Goes on from an entry through `left` (names, the next one last), following links.
+    async fn resolve_from(
+        self: &Arc<Self>,
+        mut path: Arc<Path>,
+        mut entry: EntryIndex,
+        mut left: Vec<String>,
+    ) -> Option<Target> {
+        let mut links = 0;
+        loop {
+            match path.tree.node(entry)? {
+                Node::Regular { .. } if left.is_empty() => return Some((path, entry)),
+                Node::Regular { .. } => return None,
+                Node::Directory { .. } => match left.pop() {
+                    None => return Some((path, entry)),
+                    Some(name) if name == ".." => entry = path.tree.parent(entry),
+                    Some(name) => entry = path.tree.lookup(entry, name.as_bytes())?,
+                },
+                Node::Symlink { target } => {
+                    links += 1;
+                    let target = std::str::from_utf8(target).ok().filter(|_| links <= MAX_LINKS)?;
+                    if target.starts_with('/') {
+                        let (store_path, rest) = StorePath::parse_with_rest(target).ok()?;
+                        left.extend(parts(rest));
+                        path = self.known_or_admitted(&store_path).await?;
+                        entry = EntryIndex::ROOT;
+                    } else {
+                        left.extend(parts(target));
+                        entry = path.tree.parent(entry);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The names in a relative path, the last one first.
+fn parts(relative: &str) -> Vec<String> {
+    relative.split('/').filter(|p| !p.is_empty() && *p != ".").rev().map(str::to_owned).collect()
+}
+
+/// The interpreter in a script's first line.
+fn shebang(image: &[u8]) -> Option<&str> {
+    let line = image.strip_prefix(b"#!")?;
+    let line = line[..line.len().min(SHEBANG)].split(|b| *b == b'\n').next()?;
+    std::str::from_utf8(line).ok()?.split_whitespace().next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_interpreter_of_a_script() {
+        assert_eq!(shebang(b"#! /nix/store/x/bin/sh -e\necho"), Some("/nix/store/x/bin/sh"));
+        assert_eq!(shebang(b"#!/bin/sh"), Some("/bin/sh"));
+        assert_eq!(shebang(b"#!\n"), None);
+        assert_eq!(shebang(b"\x7fELF"), None);
+    }
+}
