@@ -11,6 +11,7 @@
 //! fetch/       bytes of a NAR: waiters, streams, pieces
 //! lanes.rs     who may use the link now
 //! status.rs    what `.nix-snapshotter` shows
+//! check.rs     hashing what is kept             room.rs  making room: gc, the quota
 //! path.rs      the table of known paths         ids.rs   inode numbers
 //! ```
 //!
@@ -19,6 +20,7 @@
 //! are never held across an await, a system call or a callback.
 
 mod admit;
+mod check;
 mod counters;
 mod error;
 mod fetch;
@@ -27,6 +29,7 @@ mod lanes;
 mod narinfo;
 mod nodes;
 mod path;
+mod room;
 mod settings;
 mod status;
 mod upkeep;
@@ -50,6 +53,7 @@ use crate::{
 };
 
 pub use admit::ClosureReport;
+pub use check::{CheckReport, Checked, Condition};
 pub use counters::{Counter, Counters};
 pub use error::StoreError;
 pub use ids::{Node, NodeId, Slot, ViewId};
@@ -57,12 +61,13 @@ pub use lanes::Lane;
 pub use nodes::{Attr, Directory, DirectoryEntry, Found, Kind, Lasts, Step};
 pub use path::{LastError, Path};
 pub use settings::{Settings, Verify};
-pub use upkeep::{CheckReport, Problem};
+
 
 use admit::Admissions;
 use fetch::{Nar, Source};
 use lanes::Lanes;
 use path::PathTable;
+use room::Room;
 use status::StatusClock;
 
 /// Events that a slow front end may be behind before it has to look at everything anew.
@@ -116,6 +121,7 @@ pub(crate) struct Core {
     small_background: Semaphore,
     events: broadcast::Sender<Event>,
     status_clock: StatusClock,
+    room: Room,
     started: SystemTime,
 }
 
@@ -149,6 +155,7 @@ impl Store {
             small_background: Semaphore::new(background),
             events: broadcast::channel(EVENT_QUEUE).0,
             status_clock: StatusClock::default(),
+            room: Room::default(),
             started: SystemTime::now(),
             settings,
         })))
@@ -329,8 +336,10 @@ impl Core {
     }
 
     /// A NAR is complete and verified: errors of its paths are over.
-    fn note_success(&self, nar: &Nar, substituter: &str) {
+    fn note_success(self: &Arc<Self>, nar: &Nar, substituter: &str) {
         self.counters.verified.add(1);
+        nar.file.touch(unix_now());
+        self.make_room_soon();
         tracing::info!(path = %nar.path, bytes = nar.size, %substituter, "complete and verified");
         for path in self.paths.find(|p| p.nar_hash == nar.hash) {
             if path.set_recovered() {
