@@ -30,6 +30,10 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Mount(args) => cli::mount::run(&config, &cli.settings.0, args),
         Command::Daemon(args) => cli::daemon::run(&config, args),
         Command::Umount(args) => cli::umount::run(args),
+        Command::Status(args) => cli::status::run(&config, args),
+        Command::Prefetch(args) => cli::prefetch::run(&config, args),
+        Command::Check(args) => cli::check::run(&config, args),
+        Command::Gc(args) => cli::gc::run(&config, args),
         _ => Err(Failure::new(
             Exit::Usage,
             "this build of narfs knows this verb's arguments only",

@@ -1,12 +1,25 @@
 //! `narfs prefetch`: everything now, for later without the network.
 
-use super::parse_store_path;
-use crate::nix::StorePath;
+use std::time::Instant;
+
+use super::{
+    Failure,
+    output::{Terminal, progress::Progress},
+    parse_store_path,
+};
+use crate::{
+    config::Config,
+    daemon::{
+        client,
+        protocol::{Reply, Request},
+    },
+    nix::StorePath,
+};
 
 const LONG: &str = "\
 Fetches store paths whole, checks them and keeps them, so that they can be read without the \
 network later. What is here already is not fetched again. Programs that read from the mount at the \
-same time go first.
+same time go first. If some of them cannot be had, the others are fetched all the same.
 
 On a terminal bars show bytes, rate and time left; otherwise a line every few seconds does.";
 
@@ -37,4 +50,25 @@ pub struct PrefetchArgs {
     /// Show no progress
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// Fetches.
+///
+/// # Errors
+/// The first path that could not be had, and how many others.
+pub fn run(config: &Config, args: &PrefetchArgs) -> Result<(), Failure> {
+    let request = Request::Prefetch {
+        paths: args.paths.iter().map(StorePath::to_string).collect(),
+        closure: args.closure,
+    };
+    let mut progress = Progress::new(&Terminal::of_stderr(config.color), args.quiet);
+    let mut last = Vec::new();
+    let outcome = client::call(config, request, |reply| {
+        if let Reply::Progress { paths } = reply {
+            progress.update(Instant::now(), &paths);
+            last = paths;
+        }
+    });
+    progress.finish(&last);
+    outcome
 }

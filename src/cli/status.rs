@@ -2,15 +2,28 @@
 
 use std::time::Duration;
 
-use super::{parse::duration, parse_store_path};
-use crate::nix::StorePath;
+use narfs_state_schema::{PathStatus, Summary};
+
+use super::{
+    Exit, Failure,
+    output::{self, Terminal, table},
+    parse::duration,
+    parse_store_path,
+};
+use crate::{
+    config::Config,
+    daemon::{client, protocol},
+    nix::StorePath,
+};
 
 const LONG: &str = "\
 Shows the store paths that are known here: state, bytes fetched of all, errors.
 
 On a terminal it is a table with bars, cut to the terminal's width; otherwise columns with tabs \
 between them: state, percent, fetched bytes, bytes in all, store path, error. It never needs the \
-network and does not wait behind anything that does.";
+network and does not wait behind anything that does.
+
+Where a daemon uses the state directory it is asked; otherwise the directory itself tells.";
 
 const AFTER: &str = "\
 States:
@@ -25,7 +38,7 @@ Exit status:
   0  shown
   2  the command line or the configuration is wrong
   3  a store path that was asked for is not known here
-  5  no daemon uses the state directory, or it does not answer
+  5  the daemon does not answer, or another narfs is busy with the state directory
 
 Examples:
   $ narfs status
@@ -51,4 +64,114 @@ pub struct StatusArgs {
     /// With --watch: the time between
     #[arg(long, value_name = "TIME", default_value = "1s", requires = "watch", value_parser = duration)]
     pub interval: Duration,
+}
+
+/// What `--json` prints.
+#[derive(serde::Serialize)]
+struct Document<'a> {
+    summary: &'a Summary,
+    paths: &'a [PathStatus],
+}
+
+/// Shows the status, once or until interrupted.
+///
+/// # Errors
+/// When nobody can tell it, and when a path that was asked for is not known.
+pub fn run(config: &Config, args: &StatusArgs) -> Result<(), Failure> {
+    loop {
+        let (summary, paths) = ask(config, &args.paths)?;
+        let text = text(config, args, &summary, &paths)?;
+        let read = output::write(text.as_bytes())?;
+        if !args.watch {
+            return all_known(&args.paths, &paths);
+        }
+        if !read {
+            return Ok(());
+        }
+        std::thread::sleep(args.interval);
+    }
+}
+
+fn ask(config: &Config, paths: &[StorePath]) -> Result<(Summary, Vec<PathStatus>), Failure> {
+    let mut answer = None;
+    let request = protocol::Request::Status { paths: paths.iter().map(StorePath::to_string).collect() };
+    client::call(config, request, |reply| {
+        if let protocol::Reply::Status { summary, paths } = reply {
+            answer = Some((*summary, paths));
+        }
+    })?;
+    answer.ok_or_else(|| Failure::new(Exit::Unavailable, "the daemon's answer is no status"))
+}
+
+fn all_known(asked: &[StorePath], found: &[PathStatus]) -> Result<(), Failure> {
+    let unknown = |path: &&StorePath| !found.iter().any(|f| f.store_path == path.absolute());
+    match asked.iter().find(unknown) {
+        None => Ok(()),
+        Some(path) => {
+            let what = format!("{} is not known here", path.absolute());
+            Err(Failure::new(Exit::NotFound, what).hint("a path becomes known when it is looked up in the mount, or by `narfs prefetch`"))
+        }
+    }
+}
+
+fn text(config: &Config, args: &StatusArgs, summary: &Summary, paths: &[PathStatus]) -> Result<String, Failure> {
+    let terminal = Terminal::of_stdout(config.color);
+    if args.json {
+        let document = Document { summary, paths };
+        return output::json(&document, terminal.width.is_some() && !args.watch);
+    }
+    let table = table::status(summary, paths, &terminal);
+    Ok(match (args.watch, terminal.width) {
+        (false, _) => table,
+        (true, None) => table + "\n",
+        (true, Some(_)) => redrawn(&table, Terminal::lines_of_stdout()),
+    })
+}
+
+/// `table` over what the terminal showed before, cut to its height so that nothing scrolls.
+fn redrawn(table: &str, height: Option<usize>) -> String {
+    /// To the upper left corner (ECMA-48, CUP).
+    const HOME: &str = "\u{1b}[H";
+    /// Clears the rest of the line (EL) and of the screen (ED).
+    const REST_OF_LINE: &str = "\u{1b}[K\n";
+    const REST_OF_SCREEN: &str = "\u{1b}[J";
+    let lines: Vec<&str> = table.lines().collect();
+    // The last line of the screen holds the cursor.
+    let room = height.map_or(lines.len(), |height| height.saturating_sub(1));
+    let mut text = HOME.to_string();
+    if lines.len() <= room {
+        lines.iter().for_each(|line| text.extend([line, REST_OF_LINE]));
+    } else {
+        // The totals at the end tell most; the first paths are as good as any.
+        let totals = lines.iter().rev().take_while(|line| !line.is_empty()).count().min(room.saturating_sub(1));
+        let shown = room.saturating_sub(totals + 1);
+        lines[..shown].iter().for_each(|line| text.extend([line, REST_OF_LINE]));
+        let hidden = lines.len() - totals - shown;
+        text.push_str(&format!("  ({hidden} more lines)"));
+        text.push_str(REST_OF_LINE);
+        lines[lines.len() - totals..].iter().for_each(|line| text.extend([line, REST_OF_LINE]));
+    }
+    text.push_str(REST_OF_SCREEN);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(height: Option<usize>) -> Vec<String> {
+        let text = redrawn("a\nb\nc\nd\n\ntotals\ncache\n", height);
+        let text = text.strip_prefix("\u{1b}[H").unwrap().strip_suffix("\u{1b}[J").unwrap();
+        text.split_terminator("\u{1b}[K\n").map(String::from).collect()
+    }
+
+    #[test]
+    fn a_long_table_never_scrolls_and_keeps_its_totals() {
+        assert_eq!(shown(None), ["a", "b", "c", "d", "", "totals", "cache"]);
+        assert_eq!(shown(Some(8)).len(), 7);
+        assert_eq!(shown(Some(6)), ["a", "b", "  (3 more lines)", "totals", "cache"]);
+        for height in 1..8 {
+            assert!(shown(Some(height)).len() <= height.max(2) - 1, "{height}: {:?}", shown(Some(height)));
+        }
+    }
 }

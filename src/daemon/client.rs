@@ -9,9 +9,11 @@ use std::{
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::{
-    open_store,
+    open_store_in,
     protocol::{Envelope, Reply, Request, SOCKET},
-    runtime, service,
+    runtime,
+    scratch::scratch_directory,
+    service,
 };
 use crate::{
     cli::{Exit, Failure},
@@ -43,7 +45,13 @@ pub fn call(config: &Config, request: Request, mut each: impl FnMut(Reply)) -> R
         return ask(stream, request, None, each);
     }
     let runtime = runtime()?;
-    let store = open_store(config, &runtime)?;
+    // Where nothing was ever kept, looking at it makes no state directory.
+    let nothing = match request.needs_state() && !config.state_dir.exists() {
+        true => Some(scratch_directory()?),
+        false => None,
+    };
+    let dir = nothing.as_ref().map_or(&*config.state_dir, |dir| dir.path());
+    let store = open_store_in(config, dir, &runtime)?;
     let mut failure = None;
     let told = service::handle(&store, request, &mut |reply| {
         failure = failure.take().or(failure_of(&reply));
@@ -96,7 +104,12 @@ fn send(mut stream: &UnixStream, line: &[u8], descriptor: Option<BorrowedFd<'_>>
 
 fn failure_of(reply: &Reply) -> Option<Failure> {
     match reply {
-        Reply::Failed { exit, message } => Some(Failure::new(Exit::from_code(*exit), message.clone())),
+        Reply::Failed { exit, message, causes, hint } => Some(Failure {
+            exit: Exit::from_code(*exit),
+            what: message.clone(),
+            causes: causes.clone(),
+            hint: hint.clone(),
+        }),
         Reply::Refused { message } => Some(Failure::new(Exit::Unavailable, message.clone())),
         _ => None,
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! open.rs      the configuration ──▶ a store
+//! scratch.rs   a store for one command, in a directory that goes with it
 //! serve.rs     mounts, signals, readiness, idle end
 //! protocol.rs  what is said over the control socket
 //! server.rs    the socket              service.rs   what is answered, with a store at hand
@@ -14,10 +15,12 @@ pub mod client;
 pub mod namespace;
 mod open;
 pub mod protocol;
+pub mod scratch;
 mod serve;
 mod server;
 mod service;
 pub mod spawn;
 
 pub use open::{open_store, open_store_in, runtime};
+pub(crate) use serve::store_failure;
 pub use serve::{Serve, serve};

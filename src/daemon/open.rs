@@ -83,6 +83,7 @@ fn settings(config: &Config) -> Result<Settings, Failure> {
         connections: config.connections as usize,
         hedge_after: default.hedge_after,
         read_ahead: config.read_ahead.0,
+        quota: config.quota.bytes(),
     })
 }
 

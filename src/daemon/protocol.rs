@@ -7,7 +7,7 @@
 use narfs_state_schema::{PathStatus, Summary};
 use serde::{Deserialize, Serialize};
 
-use crate::store::CheckReport;
+use crate::{cli::Failure, store::CheckReport};
 
 /// Name of the socket in the state directory.
 pub const SOCKET: &str = "control.sock";
@@ -52,13 +52,15 @@ pub enum Request {
     Check {
         /// Base names of store paths; all, if none is named.
         paths: Vec<String>,
-        /// Drop what is damaged and fetch it again.
+        /// Fetch again what is damaged and was dropped.
         repair: bool,
     },
     /// Make room.
     Gc {
         /// Bytes that may stay; without it, all that no root keeps goes.
         to: Option<u64>,
+        /// Partial content that no root keeps goes too.
+        partial: bool,
         /// Only say what would go.
         dry_run: bool,
     },
@@ -92,7 +94,12 @@ pub enum Reply {
         total: u64,
     },
     /// What a check found.
-    Checked(CheckReport),
+    Checked {
+        /// NAR by NAR.
+        report: CheckReport,
+        /// Exit status of the first repair that failed.
+        unrepaired: Option<u8>,
+    },
     /// What went or would go.
     Collected(Collected),
     /// Done.
@@ -101,14 +108,36 @@ pub enum Reply {
     Failed {
         /// Exit status.
         exit: u8,
-        /// What and why.
+        /// What did not work.
         message: String,
+        /// Why, the nearest cause first.
+        causes: Vec<String>,
+        /// What to do about it.
+        hint: Option<String>,
     },
     /// It was not tried.
     Refused {
         /// Why.
         message: String,
     },
+}
+
+impl Request {
+    /// Whether it shows or frees what is kept, and nothing where nothing is.
+    pub fn needs_state(&self) -> bool {
+        matches!(self, Self::Status { .. } | Self::Check { .. } | Self::Gc { .. })
+    }
+}
+
+impl From<&Failure> for Reply {
+    fn from(failure: &Failure) -> Self {
+        Self::Failed {
+            exit: failure.exit.code(),
+            message: failure.what.clone(),
+            causes: failure.causes.clone(),
+            hint: failure.hint.clone(),
+        }
+    }
 }
 
 impl Reply {
@@ -140,6 +169,8 @@ pub struct Collected {
     pub freed: u64,
     /// Bytes that were kept before.
     pub before: u64,
+    /// NARs that somebody began to use meanwhile; they stayed.
+    pub spared: u64,
     /// Whether the goal was reached.
     pub enough: bool,
 }

@@ -22,6 +22,7 @@ use super::{open_store, runtime, server::Server};
 use crate::{
     cli::{Exit, Failure},
     config::{AllowOther, Config},
+    content::ContentError,
     fuse::{self, Mount, MountError, MountOptions},
     nix::StorePath,
     store::{Lane, Store, StoreError},
@@ -123,6 +124,7 @@ fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running
         clients: AtomicUsize::new(0),
         signals: sender,
     });
+    store.keep_quota();
     let server = Server::start(&config.state_dir, shared.clone())?;
     if let Some(mountpoint) = &what.mountpoint {
         shared.adopt(Mount::new(&store, mountpoint, &shared.options).map_err(mount_failure)?);
@@ -265,5 +267,25 @@ pub(crate) fn store_failure(error: &StoreError) -> Failure {
         StoreError::Fetch { .. } | StoreError::TimedOut { .. } => Exit::Unavailable,
         _ => Exit::Failure,
     };
-    Failure::from_error(exit, error)
+    let failure = Failure::from_error(exit, error);
+    match hint_for(error.root()) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// What to do about an error, where its message does not say so.
+fn hint_for(error: &StoreError) -> Option<&'static str> {
+    Some(match error {
+        StoreError::Absent { .. } => "compare the store path letter by letter, or add the cache that has it with --cache",
+        StoreError::Fetch { .. } => "try again when the cache can be reached, or add another one with --cache",
+        StoreError::Damaged { .. } => {
+            "add another cache that has it with --cache, and tell the operators of this one; it is asked again in ten minutes"
+        }
+        StoreError::NarInfo { .. } | StoreError::Nar { .. } => "add another cache that has it with --cache",
+        StoreError::Content(ContentError::NoSpace { .. }) => {
+            "free disk space (`narfs gc` drops what nothing holds), or set another --state-dir"
+        }
+        _ => return None,
+    })
 }

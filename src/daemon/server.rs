@@ -147,7 +147,7 @@ fn attach(device: OwnedFd, shared: &Arc<Shared>) -> Reply {
             shared.adopt(mount);
             Reply::Done
         }
-        Err(e) => Reply::Failed { exit: Exit::System.code(), message: e.to_string() },
+        Err(e) => Reply::from(&Failure::from_error(Exit::System, &e)),
     }
 }
 

@@ -3,24 +3,33 @@
 
 use std::{
     io,
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use futures_util::{StreamExt, stream};
 
 use super::{
     protocol::{Collected, CollectedNar, Reply, Request},
     serve::store_failure,
 };
 use crate::{
-    cli::{Exit, Failure},
+    cli::{Exit, Failure, output::human},
     content::EvictGoal,
     nix::StorePath,
-    store::{Lane, Store, StoreError},
+    store::{Condition, Lane, Path, Store, StoreError},
 };
 
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_millis(200);
+/// How often the end of a fetch is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// NARs that one prefetch has fetched at once: enough to keep a link busy over the round trips of
+/// small ones, few enough that each comes to its end soon.
+const PREFETCH_AT_ONCE: usize = 12;
 
 type Say<'a> = &'a mut dyn FnMut(Reply) -> io::Result<()>;
+type Answer = io::Result<Result<Reply, Failure>>;
 
 /// Answers one request. Called on a thread that may block.
 ///
@@ -30,26 +39,14 @@ pub(super) fn handle(store: &Store, request: Request, say: Say<'_>) -> io::Resul
     let outcome = match request {
         Request::Status { paths } => status(store, &paths),
         Request::Admit { path } => admit(store, &path),
-        Request::Prefetch { paths, closure } => match prefetch(store, &paths, closure, say)? {
-            Ok(reply) => Ok(reply),
-            Err(failure) => Err(failure),
-        },
+        Request::Prefetch { paths, closure } => prefetch(store, &paths, closure, say)?,
         Request::Check { paths, repair } => check(store, &paths, repair, say)?,
-        Request::Gc { to, dry_run } => collect(store, to, dry_run),
+        Request::Gc { to, partial, dry_run } => collect(store, to, partial, dry_run),
         Request::Info | Request::Attach | Request::Stop => {
             Ok(Reply::Refused { message: "no daemon runs for this state directory".into() })
         }
     };
-    say(outcome.unwrap_or_else(|failure| failed(&failure)))
-}
-
-fn failed(failure: &Failure) -> Reply {
-    let mut message = failure.what.clone();
-    for cause in &failure.causes {
-        message.push_str(": ");
-        message.push_str(cause);
-    }
-    Reply::Failed { exit: failure.exit.code(), message }
+    say(outcome.unwrap_or_else(|failure| Reply::from(&failure)))
 }
 
 fn parse(paths: &[String]) -> Result<Vec<StorePath>, Failure> {
@@ -57,13 +54,12 @@ fn parse(paths: &[String]) -> Result<Vec<StorePath>, Failure> {
 }
 
 fn status(store: &Store, paths: &[String]) -> Result<Reply, Failure> {
-    let wanted = parse(paths)?;
-    store.runtime().block_on(store.load_known());
-    let mut all = store.all_status();
+    let wanted: Vec<String> = parse(paths)?.iter().map(StorePath::absolute).collect();
+    let (summary, mut all) = store.whole_status();
     if !wanted.is_empty() {
-        all.retain(|s| wanted.iter().any(|w| w.absolute() == s.store_path));
+        all.retain(|s| wanted.contains(&s.store_path));
     }
-    Ok(Reply::Status { summary: Box::new(store.summary()), paths: all })
+    Ok(Reply::Status { summary: Box::new(summary), paths: all })
 }
 
 fn admit(store: &Store, path: &str) -> Result<Reply, Failure> {
@@ -72,71 +68,101 @@ fn admit(store: &Store, path: &str) -> Result<Reply, Failure> {
     Ok(Reply::Done)
 }
 
-fn prefetch(
-    store: &Store,
-    paths: &[String],
-    closure: bool,
-    say: Say<'_>,
-) -> io::Result<Result<Reply, Failure>> {
+fn prefetch(store: &Store, paths: &[String], closure: bool, say: Say<'_>) -> Answer {
     let roots = match parse(paths) {
         Ok(roots) => roots,
         Err(failure) => return Ok(Err(failure)),
     };
-    let admitted = store.runtime().block_on(async {
-        if closure {
-            let report = store.admit_closure(&roots, Lane::Demand).await;
-            if let Some((path, error)) = report.failed.into_iter().next() {
-                return Err(Failure::new(Exit::Unavailable, format!("{path}: {error}")));
-            }
-            return Ok(report.admitted.iter().filter_map(|p| store.known(p)).collect::<Vec<_>>());
-        }
-        let mut admitted = Vec::new();
-        for path in &roots {
-            admitted.push(store.admit(path).await.map_err(|e| store_failure(&e))?);
-        }
-        Ok(admitted)
+    let mut failed = Vec::new();
+    let admitted = store.runtime().block_on(admit_all(store, &roots, closure, &mut failed));
+    // What can be had is fetched also if something else can't be.
+    let (fetching, wanted) = (store.clone(), admitted.clone());
+    let fetch = store.runtime().spawn(async move {
+        let one = |path: Arc<Path>| {
+            let store = fetching.clone();
+            async move { store.prefetch(&path, Lane::ReadAhead).await.err() }
+        };
+        let outcomes = stream::iter(wanted).map(one).buffer_unordered(PREFETCH_AT_ONCE);
+        outcomes.filter_map(std::future::ready).map(Arc::new).collect::<Vec<_>>().await
     });
-    let admitted = match admitted {
-        Ok(admitted) => admitted,
-        Err(failure) => return Ok(Err(failure)),
-    };
-    let fetches: Vec<_> = admitted
-        .iter()
-        .cloned()
-        .map(|path| {
-            let store = store.clone();
-            store.runtime().clone().spawn(async move { store.prefetch(&path, Lane::ReadAhead).await })
-        })
-        .collect();
-    let mut told = Instant::now();
+    let mut told: Option<Instant> = None;
     loop {
-        let running = fetches.iter().any(|f| !f.is_finished());
-        if !running || told.elapsed() >= TELL_EVERY {
-            told = Instant::now();
+        let running = !fetch.is_finished();
+        if !running || told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            told = Some(Instant::now());
             say(Reply::Progress { paths: admitted.iter().map(|p| store.path_status(p)).collect() })?;
         }
         if !running {
             break;
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(LOOK_EVERY);
     }
-    for fetch in fetches {
-        let outcome = store.runtime().block_on(fetch).unwrap_or(Err(StoreError::Stopping));
-        if let Err(error) = outcome {
-            return Ok(Err(store_failure(&error)));
-        }
-    }
-    Ok(Ok(Reply::Done))
+    let stopped = |_| vec![Arc::new(StoreError::Stopping)];
+    failed.extend(store.runtime().block_on(fetch).unwrap_or_else(stopped));
+    Ok(outcome_of_prefetch(store, &admitted, &failed))
 }
 
-fn check(store: &Store, paths: &[String], repair: bool, say: Say<'_>) -> io::Result<Result<Reply, Failure>> {
+async fn admit_all(
+    store: &Store,
+    roots: &[StorePath],
+    closure: bool,
+    failed: &mut Vec<Arc<StoreError>>,
+) -> Vec<Arc<Path>> {
+    if closure {
+        let report = store.admit_closure(roots, Lane::Demand).await;
+        failed.extend(report.failed.into_iter().map(|(_, error)| error));
+        return report.admitted.iter().filter_map(|p| store.known(p)).collect();
+    }
+    let mut admitted = Vec::new();
+    for path in roots {
+        match store.admit(path).await {
+            Ok(known) => admitted.push(known),
+            Err(error) => failed.push(Arc::new(error)),
+        }
+    }
+    admitted
+}
+
+fn outcome_of_prefetch(
+    store: &Store,
+    admitted: &[Arc<Path>],
+    failed: &[Arc<StoreError>],
+) -> Result<Reply, Failure> {
+    if let Some((first, others)) = failed.split_first() {
+        let mut failure = store_failure(first);
+        if !others.is_empty() {
+            let others = human::count(others.len() as u64, "other path");
+            failure.causes.push(format!("{others} failed too; the rest is here"));
+        }
+        return Err(failure);
+    }
+    // A quota that is too small evicted the first while the last came.
+    let gone = admitted.iter().filter(|path| !store.path_status(path).verified).count() as u64;
+    match gone {
+        0 => Ok(Reply::Done),
+        _ => {
+            let what = format!(
+                "{} of {} went again to keep the quota",
+                human::count(gone, "path"),
+                admitted.len()
+            );
+            Err(Failure::new(Exit::Failure, what).hint("set a greater --quota, or fetch less"))
+        }
+    }
+}
+
+fn check(store: &Store, paths: &[String], repair: bool, say: Say<'_>) -> Answer {
     let wanted = match parse(paths) {
         Ok(wanted) => wanted,
         Err(failure) => return Ok(Err(failure)),
     };
+    if let Some(unknown) = unknown(store, &wanted) {
+        let what = format!("{} is not known here", unknown.absolute());
+        return Ok(Err(Failure::new(Exit::NotFound, what).hint("`narfs status` shows what is")));
+    }
     let mut told = Instant::now();
     let mut lost = None;
-    let report = store.check(&wanted, repair, |done, total| {
+    let report = store.check(&wanted, |done, total| {
         if told.elapsed() >= TELL_EVERY && lost.is_none() {
             told = Instant::now();
             lost = say(Reply::Checking { done, total }).err();
@@ -145,13 +171,31 @@ fn check(store: &Store, paths: &[String], repair: bool, say: Say<'_>) -> io::Res
     if let Some(error) = lost {
         return Err(error);
     }
-    Ok(report.map(Reply::Checked).map_err(|e| store_failure(&e)))
+    let mut report = match report {
+        Ok(report) => report,
+        Err(error) => return Ok(Err(store_failure(&error))),
+    };
+    let mut unrepaired = None;
+    if repair && report.of(Condition::Damaged).next().is_some() {
+        let repaired = store.runtime().block_on(store.repair(&mut report));
+        unrepaired = repaired.err().map(|error| store_failure(&error).exit.code());
+    }
+    Ok(Ok(Reply::Checked { report, unrepaired }))
 }
 
-fn collect(store: &Store, to: Option<u64>, dry_run: bool) -> Result<Reply, Failure> {
+/// The first of these that the state directory does not know.
+fn unknown<'a>(store: &Store, paths: &'a [StorePath]) -> Option<&'a StorePath> {
+    if paths.is_empty() {
+        return None;
+    }
+    let by_nar = store.paths_by_nar();
+    paths.iter().find(|path| !by_nar.values().flatten().any(|known| known == *path))
+}
+
+fn collect(store: &Store, to: Option<u64>, partial: bool, dry_run: bool) -> Result<Reply, Failure> {
     let failure = |e: StoreError| store_failure(&e);
-    store.runtime().block_on(store.load_known());
-    let plan = store.plan_gc(to.map_or(EvictGoal::Unrooted, EvictGoal::AtMost)).map_err(failure)?;
+    let goal = to.map_or(EvictGoal::Unrooted, EvictGoal::AtMost);
+    let plan = store.plan_gc(goal, partial).map_err(failure)?;
     let names = store.paths_by_nar();
     let nars = plan.victims.iter().map(|victim| CollectedNar {
         nar: victim.hash.to_string(),
@@ -162,11 +206,13 @@ fn collect(store: &Store, to: Option<u64>, dry_run: bool) -> Result<Reply, Failu
         nars: nars.collect(),
         freed: plan.freed,
         before: plan.usage,
+        spared: 0,
         enough: plan.enough,
     };
     if !dry_run {
         let gone = store.carry_out_gc(&plan).map_err(failure)?;
-        collected.freed = gone.bytes;
+        (collected.freed, collected.spared) = (gone.bytes, gone.spared);
+        collected.enough &= gone.spared == 0 || to.is_none_or(|to| plan.usage.saturating_sub(gone.bytes) <= to);
     }
     Ok(Reply::Collected(collected))
 }

@@ -46,7 +46,7 @@ pub struct ClosureReport {
     /// Paths admitted, in breadth-first order.
     pub admitted: Vec<StorePath>,
     /// Paths that could not be, with the reason.
-    pub failed: Vec<(StorePath, String)>,
+    pub failed: Vec<(StorePath, Arc<StoreError>)>,
 }
 
 impl Store {
@@ -301,7 +301,7 @@ impl Core {
                     }
                     report.admitted.push(path);
                 }
-                Err(error) => report.failed.push((path, error.to_string())),
+                Err(error) => report.failed.push((path, error)),
             }
         }
         report

@@ -12,6 +12,7 @@
 //! read_ahead/  what a program that starts will load
 //! lanes.rs     who may use the link now
 //! status.rs    what `.nix-snapshotter` shows
+//! check.rs     hashing what is kept             room.rs  making room: gc, the quota
 //! path.rs      the table of known paths         ids.rs   inode numbers
 //! ```
 //!
@@ -20,6 +21,7 @@
 //! are never held across an await, a system call or a callback.
 
 mod admit;
+mod check;
 mod counters;
 mod error;
 mod fetch;
@@ -29,6 +31,7 @@ mod narinfo;
 mod nodes;
 mod path;
 mod read_ahead;
+mod room;
 mod settings;
 mod status;
 mod upkeep;
@@ -52,6 +55,7 @@ use crate::{
 };
 
 pub use admit::ClosureReport;
+pub use check::{CheckReport, Checked, Condition};
 pub use counters::{Counter, Counters};
 pub use error::StoreError;
 pub use ids::{Node, NodeId, Slot, ViewId};
@@ -59,13 +63,14 @@ pub use lanes::Lane;
 pub use nodes::{Attr, Directory, DirectoryEntry, Found, Kind, Lasts, Step};
 pub use path::{LastError, Path};
 pub use settings::{Settings, Verify};
-pub use upkeep::{CheckReport, Problem};
+
 
 use admit::Admissions;
 use fetch::{Nar, Source};
 use lanes::Lanes;
 use path::PathTable;
 use read_ahead::Examined;
+use room::Room;
 use status::StatusClock;
 
 /// Events that a slow front end may be behind before it has to look at everything anew.
@@ -120,6 +125,7 @@ pub(crate) struct Core {
     small_background: Semaphore,
     events: broadcast::Sender<Event>,
     status_clock: StatusClock,
+    room: Room,
     started: SystemTime,
 }
 
@@ -154,6 +160,7 @@ impl Store {
             small_background: Semaphore::new(background),
             events: broadcast::channel(EVENT_QUEUE).0,
             status_clock: StatusClock::default(),
+            room: Room::default(),
             started: SystemTime::now(),
             settings,
         })))
@@ -334,8 +341,10 @@ impl Core {
     }
 
     /// A NAR is complete and verified: errors of its paths are over.
-    fn note_success(&self, nar: &Nar, substituter: &str) {
+    fn note_success(self: &Arc<Self>, nar: &Nar, substituter: &str) {
         self.counters.verified.add(1);
+        nar.file.touch(unix_now());
+        self.make_room_soon();
         tracing::info!(path = %nar.path, bytes = nar.size, %substituter, "complete and verified");
         for path in self.paths.find(|p| p.nar_hash == nar.hash) {
             if path.set_recovered() {

@@ -71,6 +71,19 @@ impl Core {
         Ok(None)
     }
 
+    /// What is kept of a path, whichever cache said it, with that cache's name: for showing and
+    /// naming what is here. Bytes are never fetched by it: the cache may no longer be configured.
+    pub(super) fn kept_narinfo(&self, path: &StorePath) -> Result<Option<(NarInfo, String)>, StoreError> {
+        if let Some(offer) = self.known_offer(path)? {
+            return Ok(Some((offer.narinfo, offer.substituter.name().to_owned())));
+        }
+        let kept = self.content.db().narinfos(&path.hash(), unix_now(), self.ttl())?;
+        Ok(kept.into_iter().find_map(|k| {
+            let narinfo = NarInfo::parse(&k.text?, &path.hash()).ok()?;
+            (narinfo.store_path == *path).then_some((narinfo, k.substituter))
+        }))
+    }
+
     /// Asks the caches for a path.
     ///
     /// # Errors

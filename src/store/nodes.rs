@@ -14,7 +14,7 @@ use std::{
 use super::{
     Core, Lane, Node, NodeId, Path, Slot, Store, StoreError, ViewId,
     fetch::{Delivered, Want},
-    status,
+    status, unix_now,
 };
 use crate::{
     content::ContentError,
@@ -337,9 +337,11 @@ impl Core {
             Ok(nar) => nar,
             Err(error) => return Some(Err(error)),
         };
+        let _hold = nar.file.hold();
         if !self.can_serve(&nar, range.clone()) {
             return None;
         }
+        nar.file.touch(unix_now());
         buf.resize((range.end - range.start) as usize, 0);
         match nar.file.read_at(buf, range.start) {
             Ok(()) => Some(Ok(())),
@@ -359,8 +361,10 @@ impl Core {
         let range = nar_range(path, entry, offset, size)?;
         let nar = self.nar_of(path)?;
         let mut buf = Vec::new();
-        // A NAR may be dropped between fetching and reading, by eviction or because another part
-        // of it turned out damaged; then it is fetched anew. Twice in a row is not chance.
+        // What was fetched for this reader is not evicted before it was read.
+        let _hold = nar.file.hold();
+        // A NAR may be dropped between fetching and reading because another part of it turned out
+        // damaged; then it is fetched anew. Twice in a row is not chance.
         for _ in 0..2 {
             if let Some(done) = self.read_kept(path, &range, &mut buf) {
                 return done.map(|()| buf);

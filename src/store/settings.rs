@@ -42,6 +42,8 @@ pub struct Settings {
     pub hedge_after: Duration,
     /// Most that is fetched ahead of a sequential reader where ranges are served, in bytes.
     pub read_ahead: u64,
+    /// Most that is kept, in bytes of disk; `None` for as much as fits.
+    pub quota: Option<u64>,
 }
 
 impl Default for Settings {
@@ -59,6 +61,7 @@ impl Default for Settings {
             connections: 25,
             hedge_after: Duration::from_secs(1),
             read_ahead: 8 << 20,
+            quota: None,
         }
     }
 }

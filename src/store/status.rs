@@ -17,11 +17,11 @@ use narfs_state_schema::{
 
 use super::{
     Attr, Core, Kind, Lasts, Node, NodeId, Path, Slot, Store, StoreError,
-    path::LastError,
+    path::{LastError, SlotEntry},
 };
 use crate::{
     nix::StorePath,
-    tree::{EntryIndex, Node as TreeNode},
+    tree::{EntryIndex, Node as TreeNode, Tree},
 };
 
 /// Name of the summary.
@@ -56,28 +56,20 @@ impl Store {
         self.0.path_status(path)
     }
 
-    /// The status of every loaded path, by name.
-    pub fn all_status(&self) -> Vec<PathStatus> {
-        let mut all: Vec<_> = self.0.paths.find(|_| true).iter().map(|p| self.0.path_status(p)).collect();
+    /// The status of every path that is known here, by name, and the totals over them. Local
+    /// only: paths of earlier runs are looked up in the state directory, and not loaded.
+    pub fn whole_status(&self) -> (Summary, Vec<PathStatus>) {
+        let mut all: Vec<_> = self.0.paths.slots().iter().filter_map(|(_, e)| self.0.slot_status(e)).collect();
         all.sort_by(|a, b| a.store_path.cmp(&b.store_path));
-        all
-    }
-
-    /// Totals over all loaded paths.
-    pub fn summary(&self) -> Summary {
-        self.0.summary()
-    }
-
-    /// Loads every path of earlier runs, so that their status is complete. Local only, unless
-    /// the state directory lost their trees.
-    pub async fn load_known(&self) {
-        for (slot, entry) in self.0.paths.slots() {
-            if entry.path.is_none() {
-                if let Err(error) = self.0.admit_in_time(&entry.store_path).await {
-                    tracing::debug!(slot = slot.0, path = %entry.store_path, %error, "not loaded");
-                }
-            }
-        }
+        let mut counts = StateCounts::default();
+        all.iter().for_each(|path| counts.add(path.state));
+        let summary = self.0.summary_of(
+            counts,
+            all.iter().map(|path| path.size).sum(),
+            all.iter().map(|path| path.fetched_size).sum(),
+            all.iter().filter(|path| path.error.is_some()).count() as u64,
+        );
+        (summary, all)
     }
 }
 
@@ -131,24 +123,39 @@ impl Core {
         Ok(schema::render_padded(&status, DOCUMENT_SIZE))
     }
 
+    /// The status of what stands in a slot; `None` if nothing is kept that tells.
+    fn slot_status(&self, entry: &SlotEntry) -> Option<PathStatus> {
+        match &entry.path {
+            Some(path) => Some(self.path_status(path)),
+            None => match self.unloaded_status(&entry.store_path) {
+                Ok(status) => Some(status),
+                Err(error) => {
+                    tracing::debug!(path = %entry.store_path, %error, "no status");
+                    None
+                }
+            },
+        }
+    }
+
     fn unloaded_status(&self, path: &StorePath) -> Result<PathStatus, StoreError> {
-        let offer = self.known_offer(path)?.ok_or(StoreError::NoNode)?;
-        let file = self.content.nar(&offer.narinfo.nar_hash, offer.narinfo.nar_size)?;
+        let (narinfo, substituter) = self.kept_narinfo(path)?.ok_or(StoreError::NoNode)?;
+        let file = self.content.nar(&narinfo.nar_hash, narinfo.nar_size)?;
         let fetched = file.valid_bytes();
         let facts = self.content.db().facts(&path.hash())?;
+        let tree = self.load_tree(&narinfo.nar_hash)?;
         Ok(PathStatus {
-            digest: hex_digest(&offer.narinfo.nar_hash),
-            size: offer.narinfo.nar_size,
+            digest: hex_digest(&narinfo.nar_hash),
+            size: narinfo.nar_size,
             fetched_size: fetched,
-            fetched_percent: schema::percent(fetched, offer.narinfo.nar_size),
+            fetched_percent: schema::percent(fetched, narinfo.nar_size),
             error: None,
             store_path: path.absolute(),
-            state: resting(fetched, offer.narinfo.nar_size),
+            state: resting(fetched, narinfo.nar_size),
             verified: file.verified(),
-            files: None,
-            entries: None,
-            substituter: Some(offer.substituter.name().to_owned()),
-            compression: Some(offer.narinfo.compression.as_str().to_owned()),
+            files: tree.as_ref().map(files),
+            entries: tree.as_ref().map(|tree| tree.len().into()),
+            substituter: Some(substituter),
+            compression: Some(narinfo.compression.as_str().to_owned()),
             first_seen: facts.first_seen.map(timestamp),
             last_fetched: facts.last_fetched.map(timestamp),
             last_error: facts.last_error.map(|e| schema::LastError {
@@ -175,9 +182,6 @@ impl Core {
     fn path_status(&self, path: &Path) -> PathStatus {
         let (state, fetched, verified) = self.progress(path);
         let health = path.health();
-        let files = (0..path.tree.len())
-            .filter(|e| matches!(path.tree.node(EntryIndex(*e)), Some(TreeNode::Regular { .. })))
-            .count();
         let source = self.nar_of(path).ok().and_then(|n| n.sources.first()).unwrap_or_else(|| path.source.clone());
         PathStatus {
             digest: hex_digest(&path.nar_hash),
@@ -188,7 +192,7 @@ impl Core {
             store_path: path.store_path.absolute(),
             state,
             verified,
-            files: Some(files as u64),
+            files: Some(files(&path.tree)),
             entries: Some(path.tree.len().into()),
             substituter: Some(source.substituter.name().to_owned()),
             compression: Some(source.compression.as_str().to_owned()),
@@ -216,6 +220,10 @@ impl Core {
             fetched_size += fetched;
             errors += u64::from(path.health().failing);
         }
+        self.summary_of(paths, size, fetched_size, errors)
+    }
+
+    fn summary_of(&self, paths: StateCounts, size: u64, fetched_size: u64, errors: u64) -> Summary {
         let substituters = self.substituters.iter().enumerate().map(|(n, s)| SubstituterStatus {
             name: s.name().to_owned(),
             priority: s.priority().unwrap_or(n as u32),
@@ -239,6 +247,11 @@ impl Core {
             },
         }
     }
+}
+
+/// Number of regular files.
+fn files(tree: &Tree) -> u64 {
+    (0..tree.len()).filter(|e| matches!(tree.node(EntryIndex(*e)), Some(TreeNode::Regular { .. }))).count() as u64
 }
 
 fn resting(fetched: u64, size: u64) -> PathState {

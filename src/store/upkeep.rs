@@ -1,40 +1,16 @@
-//! Keeping the store: fetching ahead of need, checking what is kept, making room.
+//! Keeping the store: fetching ahead of need, naming what is kept, telling listings that lie.
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use super::{
-    Core, Event, Lane, Path, Store, StoreError,
+    Core, Lane, Path, Store, StoreError,
     fetch::{Nar, Want},
+    path::SlotEntry,
 };
 use crate::{
-    content::{EvictGoal, EvictPlan, Evicted, Rank},
     nix::{NarHash, StorePath},
     tree::EntryIndex,
 };
-
-/// Something that `check` found.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Problem {
-    /// The NAR, `sha256:…`.
-    pub nar: String,
-    /// Store paths that show it, as far as they are known.
-    pub paths: Vec<String>,
-    /// What is wrong.
-    pub what: String,
-    /// Whether its content was dropped, to be fetched again when it is read.
-    pub dropped: bool,
-}
-
-/// What a check found.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct CheckReport {
-    /// NARs looked at.
-    pub nars: u64,
-    /// Bytes hashed.
-    pub bytes: u64,
-    /// What is wrong.
-    pub problems: Vec<Problem>,
-}
 
 impl Store {
     /// Fetches the whole of a path, in `lane`; returns when it is verified.
@@ -66,61 +42,6 @@ impl Store {
         self.0.nar_of(path).map_or(0, |nar| nar.file.valid_bytes())
     }
 
-    /// What would have to go to reach `goal`; roots go last.
-    ///
-    /// # Errors
-    /// When the state directory can't be read.
-    pub fn plan_gc(&self, goal: EvictGoal) -> Result<EvictPlan, StoreError> {
-        let rooted = self.0.rooted()?;
-        let rank = |nar: &NarHash| if rooted.contains_key(nar) { Rank::Rooted } else { Rank::Unrooted };
-        Ok(self.0.content.plan_eviction(goal, rank)?)
-    }
-
-    /// Drops what the plan names.
-    ///
-    /// # Errors
-    /// When a file can't be removed.
-    pub fn carry_out_gc(&self, plan: &EvictPlan) -> Result<Evicted, StoreError> {
-        Ok(self.0.content.carry_out(plan)?)
-    }
-
-    /// Hashes what is kept of `paths` (of all, if none is named) against what was promised;
-    /// with `repair`, drops what is damaged, so that it is fetched again when it is read.
-    ///
-    /// # Errors
-    /// When the state directory can't be read.
-    pub fn check(
-        &self,
-        paths: &[StorePath],
-        repair: bool,
-        mut progress: impl FnMut(u64, u64),
-    ) -> Result<CheckReport, StoreError> {
-        self.runtime().block_on(self.load_known());
-        let names = self.paths_by_nar();
-        let of = |nar: &NarHash| names.get(nar).cloned().unwrap_or_default();
-        let wanted = |nar: &NarHash| paths.is_empty() || of(nar).iter().any(|p| paths.contains(p));
-        let mut bytes = 0;
-        let found = self.0.content.check_some(wanted, |p| {
-            bytes = p.hashed;
-            progress(p.hashed, p.total);
-        })?;
-        let mut report = CheckReport { nars: found.sound + found.unverified, bytes, problems: Vec::new() };
-        for damage in found.damage {
-            report.nars += 1;
-            if repair {
-                self.0.content.repair(&damage)?;
-                self.0.emit(Event::ContentDropped(damage.hash));
-            }
-            report.problems.push(Problem {
-                nar: damage.hash.to_string(),
-                paths: of(&damage.hash).iter().map(StorePath::absolute).collect(),
-                what: damage.kind.to_string(),
-                dropped: repair,
-            });
-        }
-        Ok(report)
-    }
-
     /// Roots `paths` under `name`: they are collected last.
     ///
     /// # Errors
@@ -137,28 +58,28 @@ impl Store {
         Ok(self.0.content.flush()?)
     }
 
-    /// Store paths by the hash of their NAR, as far as they are loaded.
+    /// Store paths by the hash of their NAR: all that this state directory ever knew. Local only.
     pub fn paths_by_nar(&self) -> HashMap<NarHash, Vec<StorePath>> {
         let mut by_nar: HashMap<NarHash, Vec<StorePath>> = HashMap::new();
-        for path in self.0.paths.find(|_| true) {
-            by_nar.entry(path.nar_hash).or_default().push(path.store_path.clone());
+        for (_, entry) in self.0.paths.slots() {
+            match self.0.kept_facts(&entry) {
+                Ok(Some((nar, _))) => by_nar.entry(nar).or_default().push(entry.store_path),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(path = %entry.store_path, %error, "not named"),
+            }
         }
         by_nar
     }
 }
 
 impl Core {
-    /// NARs of rooted paths.
-    fn rooted(&self) -> Result<HashMap<NarHash, ()>, StoreError> {
-        let mut rooted = HashMap::new();
-        for (_, paths) in self.content.db().roots()? {
-            for path in paths {
-                if let Some(known) = self.loaded(&path.hash()) {
-                    rooted.insert(known.nar_hash, ());
-                }
-            }
+    /// The NAR and the references of a known path, loaded or not. Local only.
+    pub(super) fn kept_facts(&self, entry: &SlotEntry) -> Result<Option<(NarHash, Vec<StorePath>)>, StoreError> {
+        if let Some(path) = &entry.path {
+            return Ok(Some((path.nar_hash, path.references.to_vec())));
         }
-        Ok(rooted)
+        let kept = self.kept_narinfo(&entry.store_path)?;
+        Ok(kept.map(|(narinfo, _)| (narinfo.nar_hash, narinfo.references)))
     }
 
     /// The bytes of a file's NAR node in front of its contents, if it is not verified yet: they

@@ -24,6 +24,11 @@ pub struct Terminal {
 }
 
 impl Terminal {
+    /// Lines of the terminal that standard output is; `None` if it is none or does not tell.
+    pub fn lines_of_stdout() -> Option<usize> {
+        terminal_size::terminal_size_of(io::stdout()).map(|(_, height)| height.0.into())
+    }
+
     /// A file or a pipe.
     pub const NONE: Self = Self {
         width: None,
@@ -88,13 +93,31 @@ impl Terminal {
 /// Writes `text` to standard output. That nobody reads it any more (`narfs … | head`) is no
 /// failure.
 pub fn print(text: &str) -> Result<(), Failure> {
+    write(text.as_bytes()).map(drop)
+}
+
+/// Writes bytes to standard output; whether anybody still reads it.
+pub fn write(bytes: &[u8]) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => {
             Err(Failure::new(Exit::Failure, "standard output cannot be written").because(&error))
         }
-        _ => Ok(()),
     }
+}
+
+/// `value` as JSON: indented for people, on one line otherwise; with a line break at the end.
+pub fn json(value: &impl serde::Serialize, indented: bool) -> Result<String, Failure> {
+    let text = match indented {
+        true => serde_json::to_string_pretty(value),
+        false => serde_json::to_string(value),
+    };
+    let text = text.map_err(|error| {
+        Failure::new(Exit::Failure, "the result cannot be written as JSON").because(&error)
+    })?;
+    Ok(text + "\n")
 }
 
 /// `text` on one line and without control characters: what caches send must not move the cursor.

@@ -33,6 +33,8 @@ impl Core {
     }
 
     async fn run_job(self: &Arc<Self>, nar: &Arc<Nar>) {
+        // What arrives stays until it is whole and verified, however full it gets.
+        let _hold = nar.file.hold();
         match self.try_sources(nar).await {
             Ok(Done::Verified) => nar.answer_satisfied(),
             Ok(Done::NobodyWaits) => {}

@@ -386,6 +386,7 @@ impl Core {
         lane: Lane,
     ) -> Result<Delivered, StoreError> {
         let begun = Instant::now();
+        let _hold = nar.file.hold();
         loop {
             if nar.satisfied(&want) {
                 return Ok(Delivered::OnDisk);
