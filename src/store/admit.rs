@@ -16,11 +16,12 @@ use futures_util::{
     future::{BoxFuture, Shared},
     stream::FuturesUnordered,
 };
+use tokio::sync::watch;
 
 use super::{
     Core, Lane, Path, Slot, Store, StoreError,
     fetch::{Source, Want},
-    narinfo::Offer,
+    narinfo::{Offer, Urgency},
     path::{Health, LastError},
     unix_now,
 };
@@ -38,7 +39,21 @@ type Outcome = Result<Arc<Path>, Arc<StoreError>>;
 
 /// Admissions under way.
 #[derive(Default)]
-pub(super) struct Admissions(Mutex<HashMap<StorePathHash, Shared<BoxFuture<'static, Outcome>>>>);
+pub(super) struct Admissions(Mutex<HashMap<StorePathHash, Admission>>);
+
+struct Admission {
+    outcome: Shared<BoxFuture<'static, Outcome>>,
+    urgency: watch::Sender<Lane>,
+}
+
+/// Takes an admission off the list, also when it dies: the next one who asks starts another.
+struct Leave<'a>(&'a Core, StorePathHash);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.admissions.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
+}
 
 /// What came of admitting a closure.
 #[derive(Debug, Default)]
@@ -97,24 +112,24 @@ impl Core {
     ) -> Shared<BoxFuture<'static, Outcome>> {
         let mut running = self.admissions.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(admission) = running.get(&path.hash()) {
-            return admission.clone();
+            admission.urgency.send_if_modified(|l| std::mem::replace(l, (*l).max(lane)) < lane);
+            return admission.outcome.clone();
         }
         let (core, owned) = (self.clone(), path.clone());
+        let (urgency, lane) = watch::channel(lane);
         let task = self.runtime.spawn(async move {
-            let outcome = core.run_admission(&owned, lane, likely).await;
-            let mut running = core.admissions.0.lock().unwrap_or_else(PoisonError::into_inner);
-            running.remove(&owned.hash());
-            outcome
+            let _leave = Leave(&core, owned.hash());
+            core.run_admission(&owned, &lane, likely).await
         });
-        let admission = task.map(|j| j.unwrap_or_else(|_| Err(Arc::new(StoreError::Stopping)))).boxed().shared();
-        running.insert(path.hash(), admission.clone());
-        admission
+        let outcome = task.map(|j| j.unwrap_or_else(|_| Err(Arc::new(StoreError::Stopping)))).boxed().shared();
+        running.insert(path.hash(), Admission { outcome: outcome.clone(), urgency });
+        outcome
     }
 
     async fn run_admission(
         self: &Arc<Self>,
         path: &StorePath,
-        lane: Lane,
+        lane: &Urgency,
         likely: Option<Substituter>,
     ) -> Outcome {
         if let Some(known) = self.loaded(&path.hash()) {
@@ -138,7 +153,7 @@ impl Core {
     async fn admit_now(
         self: &Arc<Self>,
         path: &StorePath,
-        lane: Lane,
+        lane: &Urgency,
         likely: Option<Substituter>,
     ) -> Result<Arc<Path>, StoreError> {
         if let Some(offer) = self.known_offer(path)? {
@@ -173,7 +188,7 @@ impl Core {
         path: &StorePath,
         offer: &Offer,
         early: Option<Result<Option<Vec<u8>>, StoreError>>,
-        lane: Lane,
+        lane: &Urgency,
     ) -> Result<Tree, StoreError> {
         let listing = match early {
             Some(Ok(listing)) => listing,
@@ -196,10 +211,11 @@ impl Core {
         self: &Arc<Self>,
         path: &StorePath,
         offer: &Offer,
-        lane: Lane,
+        lane: &Urgency,
     ) -> Result<Tree, StoreError> {
         let (hash, size) = (offer.narinfo.nar_hash, offer.narinfo.nar_size);
         let nar = self.nar(path, hash, size, Arc::new(Source::of(offer)), None)?;
+        let lane = *lane.borrow();
         self.ensure(&nar, Want::Indexed, lane).await?;
         if let Some(tree) = self.load_tree(&hash)? {
             return Ok(tree);

@@ -10,6 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::sync::{SemaphorePermit, watch};
 
 use super::{Core, Lane, StoreError, unix_now};
 use crate::{
@@ -21,6 +22,9 @@ use crate::{
 
 /// Longest narinfo or listing that is unpacked, in bytes: a listing of ten million entries.
 const MAX_DOCUMENT: usize = 1 << 30;
+
+/// The lane of a question, which changes when somebody comes who waits for the answer.
+pub(super) type Urgency = watch::Receiver<Lane>;
 
 /// A trusted narinfo and the cache that gave it.
 pub(super) struct Offer {
@@ -43,12 +47,19 @@ impl Core {
         }
     }
 
-    /// A place among the small requests; background work leaves some to those who wait.
-    async fn small_request(&self, lane: Lane) -> Option<[tokio::sync::SemaphorePermit<'_>; 2]> {
+    /// A place among the small requests; background work leaves some to those who wait, and
+    /// needs none of its own any more once somebody waits for it.
+    async fn small_request(&self, mut lane: Urgency) -> Option<[SemaphorePermit<'_>; 2]> {
         // Neither semaphore is ever closed; were one, the request would just go on unbounded.
-        let background = match lane {
-            Lane::Demand => return Some([self.small.acquire().await.ok()?, self.small.acquire_many(0).await.ok()?]),
-            _ => self.small_background.acquire().await.ok()?,
+        let waited_for = async { lane.wait_for(|lane| *lane == Lane::Demand).await.map(drop) };
+        let background = tokio::select! {
+            biased;
+            _ = waited_for => None,
+            place = self.small_background.acquire() => Some(place.ok()?),
+        };
+        let background = match background {
+            Some(place) => place,
+            None => self.small_background.acquire_many(0).await.ok()?,
         };
         Some([background, self.small.acquire().await.ok()?])
     }
@@ -89,10 +100,15 @@ impl Core {
     /// # Errors
     /// [`StoreError::Absent`] when all of them said that they do not have it; otherwise what
     /// the most important cache that failed said.
-    pub(super) async fn find_offer(self: &Arc<Self>, path: &StorePath, lane: Lane) -> Result<Offer, StoreError> {
+    pub(super) async fn find_offer(self: &Arc<Self>, path: &StorePath, lane: &Urgency) -> Result<Offer, StoreError> {
         let kept = self.content.db().narinfos(&path.hash(), unix_now(), self.ttl())?;
-        let known_absent =
-            |s: &Substituter| kept.iter().any(|k| k.fresh && k.text.is_none() && k.substituter == s.name());
+        let known_absent = |s: &Substituter| {
+            kept.iter().filter(|k| k.fresh && k.substituter == s.name()).any(|k| match &k.text {
+                // The narinfo may be that of another name with this digest.
+                Some(text) => matches!(self.judge_narinfo(s, path, text), Answer::Absent),
+                None => true,
+            })
+        };
         let mut left = self.substituters.iter().filter(|s| !known_absent(s));
         let mut asked = FuturesUnordered::new();
         let mut failed: Option<StoreError> = None;
@@ -120,8 +136,8 @@ impl Core {
         self.substituters.iter().map(Substituter::name).collect::<Vec<_>>().join(", ")
     }
 
-    async fn ask(&self, substituter: &Substituter, path: &StorePath, lane: Lane) -> Answer {
-        let _place = self.small_request(lane).await;
+    async fn ask(&self, substituter: &Substituter, path: &StorePath, lane: &Urgency) -> Answer {
+        let _place = self.small_request(lane.clone()).await;
         let text = match self.narinfo_text(substituter, path).await {
             Ok(text) => text,
             Err(e) => return Answer::Failed(self.fetch_error(path, e)),
@@ -187,7 +203,7 @@ impl Core {
         let answer = match kept.filter(|k| k.fresh).map(|k| k.text) {
             Some(None) => Answer::Absent,
             Some(Some(text)) => self.judge_narinfo(substituter, path, &text),
-            None => self.ask(substituter, path, Lane::Demand).await,
+            None => self.ask(substituter, path, &watch::channel(Lane::Demand).1).await,
         };
         match answer {
             Answer::Offer(offer) => Ok(Some(offer.narinfo)),
@@ -201,9 +217,9 @@ impl Core {
         &self,
         substituter: &Substituter,
         path: &StorePath,
-        lane: Lane,
+        lane: &Urgency,
     ) -> Result<Option<Vec<u8>>, StoreError> {
-        let _place = self.small_request(lane).await;
+        let _place = self.small_request(lane.clone()).await;
         let deadline = Deadline::after(self.small_deadline());
         let document = match substituter.listing(&path.hash(), deadline).await {
             Ok(Some(document)) => document,
