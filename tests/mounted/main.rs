@@ -2,6 +2,9 @@
 //! `tests/setup` makes; fails where one of them is missing.
 //!
 //! ```text
+//! attributes.rs  what programs see apart from bytes; read-only
+//! gate.rs        requests and upcalls of fixed workloads, counted
+//! programs.rs    real programs from a mount over /nix/store
 //! trees.rs       every packing of the caches against what the real nix unpacks
 //! ```
 
@@ -15,5 +18,8 @@ mod scripted;
 #[path = "../support/snapshot.rs"]
 mod snapshot;
 
+mod attributes;
+mod gate;
+mod programs;
 mod trees;
 mod truth;

@@ -203,7 +203,7 @@ impl Mounted {
 
     /// The daemon's log.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.state_dir().join("narfs.log")).unwrap_or_default()
+        fs::read_to_string(self.state_dir().join(narfs::content::LOG_FILE)).unwrap_or_default()
     }
 
     /// Name of the status document of a store path.
