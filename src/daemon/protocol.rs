@@ -4,6 +4,8 @@
 //! `/dev/fuse`. Answers are lines of JSON, the last of which is no [`Reply::Progress`]. Both ends
 //! are of one version of narfs: a daemon of another version says so in [`Reply::Refused`].
 
+use std::collections::BTreeMap;
+
 use narfs_state_schema::{PathStatus, Summary};
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +160,9 @@ pub struct Info {
     pub caches: Vec<String>,
     /// Mounts that it serves.
     pub mounts: usize,
+    /// What its store counted since the start, by the names of [`crate::store::Counters`].
+    #[serde(default)]
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// What a collection did or would do.

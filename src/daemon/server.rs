@@ -123,6 +123,7 @@ fn converse(mut stream: UnixStream, shared: &Arc<Shared>) -> std::io::Result<()>
             version: version.into(),
             caches: shared.store.substituters().iter().map(|s| s.name().to_owned()).collect(),
             mounts: shared.mounts.load(SeqCst),
+            counters: shared.store.counters().all().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
         })),
         Request::Attach => {
             let reply = match device {

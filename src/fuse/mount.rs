@@ -1,17 +1,27 @@
 //! A mount of the store: made, tuned, kept in step with the store, taken down.
 
 use std::{
+    ffi::CString,
+    fs::OpenOptions,
     io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
+use rustix::{
+    io::Errno,
+    mount::MountFlags,
+    process::{getegid, geteuid},
+};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{
     filesystem::StoreFs,
-    mountpoint::{MountError, check},
+    mountpoint::{MountError, TYPE, check, unmount},
 };
 use crate::{
     store::{Event, Node, NodeId, Path as KnownPath, Store, ViewId},
@@ -31,7 +41,7 @@ pub struct MountOptions {
     pub threads: usize,
 }
 
-/// A living mount. It ends with [`Mount::unmount`], or when somebody unmounts it.
+/// A living mount. It ends when somebody unmounts it, with [`super::unmount`] or otherwise.
 pub struct Mount {
     session: BackgroundSession,
     mountpoint: Option<PathBuf>,
@@ -48,11 +58,19 @@ impl Mount {
             return Err(MountError::NoDevice);
         }
         let fs = StoreFs::new(store.clone());
-        let session = Session::new(fs, mountpoint, &config(options)).map_err(|source| match source.kind() {
+        let failed = |source: io::Error| match source.kind() {
             // Without privilege, fuser runs fusermount3; where that is missing too: not found.
             io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => MountError::NoPermission(mountpoint.into()),
             _ => MountError::Io { path: mountpoint.into(), source },
-        })?;
+        };
+        let session = match mount_directly(mountpoint, options).map_err(failed)? {
+            Some(device) => Session::from_fd(fs, device, acl(options), config(options)).inspect_err(|_| {
+                // Nobody would ever answer there. That it fails too adds nothing to the error.
+                let _ = unmount(mountpoint, true);
+            }),
+            None => Session::new(fs, mountpoint, &config(options)),
+        };
+        let session = session.map_err(failed)?;
         let mount = Self::run(store, session, Some(mountpoint.into()))?;
         raise_read_ahead(mountpoint);
         Ok(mount)
@@ -91,7 +109,10 @@ impl Mount {
     /// # Errors
     /// Of the system call, mostly because the mount is in use.
     pub fn unmount(self) -> io::Result<()> {
-        self.session.umount_and_join()
+        if let Some(mountpoint) = &self.mountpoint {
+            unmount(mountpoint, false)?;
+        }
+        self.join()
     }
 
     /// Waits for a mount to end that somebody else unmounts.
@@ -100,6 +121,30 @@ impl Mount {
     /// Of the session.
     pub fn join(self) -> io::Result<()> {
         self.session.join()
+    }
+}
+
+/// Mounts with mount(2); `None` without the privilege to do so. fuser would do the same, but as a
+/// mount of type `fuse`: `narfs umount` and people tell ours from others by its type.
+fn mount_directly(mountpoint: &Path, options: &MountOptions) -> io::Result<Option<OwnedFd>> {
+    let device = match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(device) => OwnedFd::from(device),
+        // fusermount3 may open it all the same.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    let others = if options.allow_other { ",allow_other" } else { "" };
+    let data = format!(
+        "fd={},rootmode=40000,user_id={user},group_id={group},default_permissions{others}",
+        device.as_raw_fd()
+    );
+    let data = CString::new(data).map_err(io::Error::other)?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    match rustix::mount::mount("narfs", mountpoint, TYPE, flags, data.as_c_str()) {
+        Ok(()) => Ok(Some(device)),
+        Err(Errno::PERM) => Ok(None),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use rustix::{io::Errno, mount::UnmountFlags};
 
 /// Type of our mounts in the kernel's table.
-const TYPE: &str = "fuse.narfs";
+pub(super) const TYPE: &str = "fuse.narfs";
 
 /// Why there is no mount.
 #[derive(Debug, thiserror::Error)]
