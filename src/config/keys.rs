@@ -190,7 +190,7 @@ settings! {
     /// allows byte ranges. 0 fetches nothing ahead.
     read_ahead: ByteSize = "read-ahead", "NARFS_READ_AHEAD", "read-ahead", false, "8MiB";
 
-    /// Threads that take requests from the kernel; auto means one for each processor, up to 8.
+    /// Threads that take requests from the kernel; auto means two for each processor, 4 to 16.
     fuse_threads: Threads = "fuse-threads", "NARFS_FUSE_THREADS", "fuse-threads", false, "auto";
 
     /// How the kernel opens files of the mount: no-open lets it open them without asking narfs.

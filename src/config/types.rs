@@ -176,15 +176,16 @@ impl Value for Quota {
 /// A number of threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Threads {
-    /// As many as there are processors, up to [`Threads::MOST`].
+    /// Two for each processor, within [`Threads::AUTO`].
     Auto,
     /// This many.
     Exactly(u32),
 }
 
 impl Threads {
-    /// The threads only hand requests on: more of them wait for the same descriptor.
-    pub const MOST: u32 = 8;
+    /// A thread that reads kept bytes waits for the disk: fewer than four keep it from being busy.
+    /// More than sixteen only wait for the same descriptor.
+    pub const AUTO: std::ops::RangeInclusive<u32> = 4..=16;
 
     /// The number, at least 1.
     pub fn count(self) -> u32 {
@@ -192,7 +193,8 @@ impl Threads {
             Self::Exactly(count) => count,
             Self::Auto => {
                 let processors = std::thread::available_parallelism().map_or(1, usize::from);
-                u32::try_from(processors).map_or(Self::MOST, |n| n.min(Self::MOST))
+                let twice = u32::try_from(processors).unwrap_or(u32::MAX).saturating_mul(2);
+                twice.clamp(*Self::AUTO.start(), *Self::AUTO.end())
             }
         }
     }

@@ -6,6 +6,7 @@ mod verify;
 use std::{
     fs::{File, OpenOptions},
     io,
+    num::NonZeroU64,
     ops::Range,
     os::unix::fs::FileExt,
     sync::{
@@ -13,6 +14,8 @@ use std::{
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
+
+use rustix::fs::Advice;
 
 use super::{
     Checkpoint, ContentError, Extents,
@@ -22,6 +25,23 @@ use crate::nix::NarHash;
 
 /// Counts the lives of NAR files: never the same for two of them in one process.
 pub(super) type Generation = u64;
+
+/// A read of so many bytes is one of a series, in bytes: the kernel's read-ahead in front of it has grown that far.
+const LARGE_READ: u64 = 256 << 10;
+
+/// Bytes behind a large read that the disk is asked for at once. The kernel's own read-ahead on the file is 128 KiB
+/// by default, in pieces of which a read of 1 MiB would wait for one after the other.
+const DISK_AHEAD: u64 = 4 << 20;
+
+/// Asks the disk for a large read and what follows it.
+fn read_ahead(file: &File, range: &Range<u64>) {
+    let len = range.end - range.start;
+    if len < LARGE_READ {
+        return;
+    }
+    // Advice only: a refusal costs speed.
+    let _ = rustix::fs::fadvise(file, range.start, NonZeroU64::new(len + DISK_AHEAD), Advice::WillNeed);
+}
 
 /// Seconds between two notes of a NAR's last use.
 const USE_INTERVAL: u64 = 60;
@@ -168,7 +188,10 @@ impl NarFile {
         };
         let read = self
             .open_existing(generation, false)
-            .and_then(|file| file.read_exact_at(buf, offset));
+            .and_then(|file| {
+                read_ahead(&file, &range);
+                file.read_exact_at(buf, offset)
+            });
         if self.generation() != generation {
             return Err(ContentError::Discarded { hash: self.hash });
         }

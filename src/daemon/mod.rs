@@ -7,11 +7,13 @@
 //! protocol.rs  what is said over the control socket
 //! server.rs    the socket              service.rs   what is answered, with a store at hand
 //! client.rs    the other end: a running daemon, or the store opened on the spot
+//! memory.rs    what the process keeps for itself
 //! spawn.rs     a daemon in the background
 //! namespace.rs a private /nix/store for one program (`narfs run`)
 //! ```
 
 pub mod client;
+mod memory;
 pub mod namespace;
 mod open;
 pub mod protocol;

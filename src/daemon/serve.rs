@@ -18,7 +18,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{open_store, runtime, server::Server};
+use super::{memory, open_store, runtime, server::Server};
 use crate::{
     cli::{Exit, Failure},
     config::{AllowOther, Config},
@@ -87,6 +87,7 @@ impl Shared {
 /// # Errors
 /// What kept it from serving; the same goes to [`Serve::ready`].
 pub fn serve(config: &Config, mut what: Serve) -> Result<(), Failure> {
+    memory::limit_arenas();
     let ready = what.ready.take();
     let runtime = match runtime() {
         Ok(runtime) => runtime,
@@ -183,6 +184,7 @@ impl Running {
         let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
         let mut idle_since = Instant::now();
+        let mut activity = Activity::default();
         let mut tick = tokio::time::interval(IDLE_TICK);
         loop {
             tokio::select! {
@@ -196,6 +198,7 @@ impl Running {
                     Some(Signal::MountEnded) => {}
                 },
                 _ = tick.tick() => {
+                    activity.look(&self.shared.store);
                     if self.mounts() > 0 || self.shared.clients.load(SeqCst) > 0 {
                         idle_since = Instant::now();
                     } else if idle_exit.is_some_and(|limit| idle_since.elapsed() >= limit) {
@@ -223,6 +226,30 @@ impl Running {
         let begun = Instant::now();
         while self.mounts() > 0 && begun.elapsed() < DRAIN {
             std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Whether the store is at work; when it comes to rest, memory goes back to the system.
+#[derive(Default)]
+struct Activity {
+    fetched: u64,
+    quiet_ticks: u32,
+}
+
+impl Activity {
+    /// Ticks without a byte after which a store rests.
+    const AT_REST: u32 = 4;
+
+    fn look(&mut self, store: &Store) {
+        let fetched = store.counters().fetched.get();
+        if fetched != self.fetched {
+            *self = Self { fetched, quiet_ticks: 0 };
+            return;
+        }
+        self.quiet_ticks = self.quiet_ticks.saturating_add(1);
+        if self.quiet_ticks == Self::AT_REST {
+            memory::give_back();
         }
     }
 }
