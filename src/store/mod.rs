@@ -8,6 +8,7 @@
 //! nodes.rs     names, attributes, directories, reads, by inode number
 //! admit.rs     store path ──▶ trusted narinfo ──▶ compiled tree ──▶ slot; whole closures
 //! narinfo.rs   which cache has a path, and whether it is trusted
+//! describe.rs  what the caches say of paths that are not admitted
 //! fetch/       bytes of a NAR: waiters, streams, pieces
 //! read_ahead/  what a program that starts will load
 //! lanes.rs     who may use the link now
@@ -23,6 +24,7 @@
 mod admit;
 mod check;
 mod counters;
+mod describe;
 mod error;
 mod fetch;
 mod ids;
@@ -57,6 +59,7 @@ use crate::{
 pub use admit::ClosureReport;
 pub use check::{CheckReport, Checked, Condition};
 pub use counters::{Counter, Counters};
+pub use describe::Description;
 pub use error::StoreError;
 pub use ids::{Node, NodeId, Slot, ViewId};
 pub use lanes::Lane;

@@ -132,6 +132,11 @@ impl Core {
         Err(failed.unwrap_or_else(|| StoreError::Absent { path: path.clone(), caches: self.cache_names() }))
     }
 
+    /// The cache of this name.
+    pub(super) fn substituter_named(&self, name: &str) -> Option<Substituter> {
+        self.substituters.iter().find(|s| s.name() == name).cloned()
+    }
+
     fn cache_names(&self) -> String {
         self.substituters.iter().map(Substituter::name).collect::<Vec<_>>().join(", ")
     }
@@ -154,7 +159,7 @@ impl Core {
         answer
     }
 
-    async fn narinfo_text(&self, substituter: &Substituter, path: &StorePath) -> Result<Option<Vec<u8>>, FetchError> {
+    pub(super) async fn narinfo_text(&self, substituter: &Substituter, path: &StorePath) -> Result<Option<Vec<u8>>, FetchError> {
         let deadline = Deadline::after(self.small_deadline());
         let document = substituter.narinfo(&path.hash(), deadline).await?;
         Ok(document.map(|d| match codec::decode_small(d.encoding.as_deref(), &d.bytes, MAX_DOCUMENT) {
