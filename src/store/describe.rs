@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 
+use tokio::sync::watch;
+
 use super::{Core, Lane, Store, StoreError};
 use crate::{
     nix::{NarInfo, StorePath, StorePathHash, Trust},
@@ -39,7 +41,7 @@ impl Store {
     /// As for [`Store::admit`], but for a missing signature.
     pub async fn describe(&self, path: &StorePath) -> Result<Description, StoreError> {
         let core = &self.0;
-        match core.find_offer(path, Lane::Demand).await {
+        match core.find_offer(path, &watch::channel(Lane::Demand).1).await {
             Ok(offer) => Ok(core.described(offer.narinfo, &offer.substituter)),
             Err(error) => match core.untrusted(path, &error).await {
                 Some(description) => Ok(description),

@@ -7,6 +7,7 @@
 //! ```text
 //! nodes.rs     names, attributes, directories, reads, by inode number
 //! admit.rs     store path ──▶ trusted narinfo ──▶ compiled tree ──▶ slot; whole closures
+//! caches.rs    in which order the caches are asked
 //! narinfo.rs   which cache has a path, and whether it is trusted
 //! describe.rs  what the caches say of paths that are not admitted
 //! fetch/       bytes of a NAR: waiters, streams, pieces
@@ -22,6 +23,7 @@
 //! are never held across an await, a system call or a callback.
 
 mod admit;
+mod caches;
 mod check;
 mod counters;
 mod describe;
@@ -69,6 +71,7 @@ pub use settings::{Settings, Verify};
 
 
 use admit::Admissions;
+use caches::Caches;
 use fetch::{Nar, Source};
 use lanes::Lanes;
 use path::PathTable;
@@ -114,7 +117,7 @@ pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) counters: Counters,
     pub(crate) content: ContentStore,
-    substituters: Vec<Substituter>,
+    caches: Caches,
     /// Tries of one NAR at one source when there is no other.
     tries: u32,
     runtime: Handle,
@@ -133,7 +136,7 @@ pub(crate) struct Core {
 }
 
 impl Store {
-    /// A store over `content` and `substituters` (in the order they are asked in). Known paths
+    /// A store over `content` and `substituters` (in the order of the configuration). Known paths
     /// are those of the state directory; nothing is fetched.
     ///
     /// # Errors
@@ -150,8 +153,8 @@ impl Store {
         let background = connections.saturating_sub(KEPT_FOR_DEMAND).max(1);
         Ok(Self(Arc::new(Core {
             counters: Counters::default(),
+            caches: Caches::new(substituters, content.db()),
             content,
-            substituters,
             tries: tries.max(1),
             runtime,
             lanes: Lanes::default(),
@@ -180,8 +183,8 @@ impl Store {
     }
 
     /// The caches, in the order they are asked in.
-    pub fn substituters(&self) -> &[Substituter] {
-        &self.0.substituters
+    pub fn substituters(&self) -> Vec<Substituter> {
+        self.0.caches.all().iter().map(|cache| cache.substituter.clone()).collect()
     }
 
     /// Where bytes rest.
