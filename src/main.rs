@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<(), Failure> {
     let config = config::load(&Environment::of_process()?, &cli.settings.0)?;
-    cli::log::init(&config)?;
+    cli::log::init(&config, cli.command.serves())?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -32,9 +32,12 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Umount(args) => cli::umount::run(args),
         Command::Status(args) => cli::status::run(&config, args),
         Command::Prefetch(args) => cli::prefetch::run(&config, args),
+        Command::Ls(args) => cli::ls::run(&config, args),
+        Command::Cat(args) => cli::cat::run(&config, args),
+        Command::PathInfo(args) => cli::path_info::run(&config, args),
         Command::Check(args) => cli::check::run(&config, args),
         Command::Gc(args) => cli::gc::run(&config, args),
-        _ => Err(Failure::new(
+        Command::Run(_) | Command::Demo(_) => Err(Failure::new(
             Exit::Usage,
             "this build of narfs knows this verb's arguments only",
         )),

@@ -6,11 +6,19 @@ use super::{
     Exit, Failure,
     output::{Terminal, progress::LogWriter},
 };
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, LogFormat, Origin};
 
-/// Starts logging as `config` says. To be called once in a process.
-pub fn init(config: &Config) -> Result<(), Failure> {
-    let filter = filter(config)?;
+/// What is logged where nobody set it, by commands that do one thing and end: their output says
+/// what they did.
+const BRIEF: &str = "warn";
+
+/// Starts logging as `config` says; where it does not say, less for a command that does not
+/// `serve`. To be called once in a process.
+pub fn init(config: &Config, serves: bool) -> Result<(), Failure> {
+    let filter = match config.origin("log") {
+        Origin::Default if !serves => EnvFilter::new(BRIEF),
+        _ => filter(config)?,
+    };
     let builder = fmt().with_env_filter(filter).with_writer(|| LogWriter);
     let started = match config.log_format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

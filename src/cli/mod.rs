@@ -14,6 +14,7 @@ pub mod demo;
 pub mod exit;
 pub mod gc;
 mod help;
+pub mod in_store;
 pub mod log;
 pub mod ls;
 pub mod mount;
@@ -78,6 +79,13 @@ pub enum Command {
     Config(config::ConfigArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
+}
+
+impl Command {
+    /// Whether it goes on serving a mount, and so logs what it does.
+    pub fn serves(&self) -> bool {
+        matches!(self, Self::Mount(_) | Self::Daemon(_))
+    }
 }
 
 #[cfg(test)]

@@ -291,6 +291,7 @@ pub(crate) fn store_failure(error: &StoreError) -> Failure {
     let exit = match error.root() {
         StoreError::Absent { .. } | StoreError::NoEntry => Exit::NotFound,
         StoreError::Untrusted { .. } | StoreError::Damaged { .. } => Exit::Untrusted,
+        StoreError::ForeignStore { .. } => Exit::Usage,
         StoreError::Fetch { .. } | StoreError::TimedOut { .. } => Exit::Unavailable,
         _ => Exit::Failure,
     };

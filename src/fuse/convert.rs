@@ -82,6 +82,7 @@ pub(super) fn errno(error: &StoreError) -> Errno {
             _ => Errno::EIO,
         },
         StoreError::Untrusted { .. }
+        | StoreError::ForeignStore { .. }
         | StoreError::NarInfo { .. }
         | StoreError::Fetch { .. }
         | StoreError::TimedOut { .. }

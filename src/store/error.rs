@@ -46,6 +46,16 @@ pub enum StoreError {
         /// Who offered it.
         substituter: String,
     },
+    /// No cache is left to ask: they hold another store's paths.
+    #[error("{path}: no cache can have it: {substituter} is a cache of {store_dir}; configure one of /nix/store")]
+    ForeignStore {
+        /// The path asked for.
+        path: StorePath,
+        /// The first of these caches.
+        substituter: String,
+        /// The store that it is a cache of.
+        store_dir: String,
+    },
     /// A narinfo that can't be used.
     #[error("{path}: {substituter} serves a bad narinfo: {source}")]
     NarInfo {
@@ -152,6 +162,7 @@ impl StoreError {
     pub fn substituter(&self) -> Option<String> {
         match self.root() {
             Self::Untrusted { substituter, .. }
+            | Self::ForeignStore { substituter, .. }
             | Self::NarInfo { substituter, .. }
             | Self::Damaged { substituter, .. }
             | Self::ListingLies { substituter, .. }

@@ -7,7 +7,9 @@
 //! ```text
 //! nodes.rs     names, attributes, directories, reads, by inode number
 //! admit.rs     store path ──▶ trusted narinfo ──▶ compiled tree ──▶ slot; whole closures
+//! caches.rs    in which order the caches are asked
 //! narinfo.rs   which cache has a path, and whether it is trusted
+//! describe.rs  what the caches say of paths that are not admitted
 //! fetch/       bytes of a NAR: waiters, streams, pieces
 //! read_ahead/  what a program that starts will load
 //! lanes.rs     who may use the link now
@@ -21,8 +23,10 @@
 //! are never held across an await, a system call or a callback.
 
 mod admit;
+mod caches;
 mod check;
 mod counters;
+mod describe;
 mod error;
 mod fetch;
 mod ids;
@@ -57,6 +61,7 @@ use crate::{
 pub use admit::ClosureReport;
 pub use check::{CheckReport, Checked, Condition};
 pub use counters::{Counter, Counters};
+pub use describe::Description;
 pub use error::StoreError;
 pub use ids::{Node, NodeId, Slot, ViewId};
 pub use lanes::Lane;
@@ -66,6 +71,7 @@ pub use settings::{Settings, Verify};
 
 
 use admit::Admissions;
+use caches::Caches;
 use fetch::{Nar, Source};
 use lanes::Lanes;
 use path::PathTable;
@@ -111,7 +117,7 @@ pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) counters: Counters,
     pub(crate) content: ContentStore,
-    substituters: Vec<Substituter>,
+    caches: Caches,
     /// Tries of one NAR at one source when there is no other.
     tries: u32,
     runtime: Handle,
@@ -130,7 +136,7 @@ pub(crate) struct Core {
 }
 
 impl Store {
-    /// A store over `content` and `substituters` (in the order they are asked in). Known paths
+    /// A store over `content` and `substituters` (in the order of the configuration). Known paths
     /// are those of the state directory; nothing is fetched.
     ///
     /// # Errors
@@ -147,8 +153,8 @@ impl Store {
         let background = connections.saturating_sub(KEPT_FOR_DEMAND).max(1);
         Ok(Self(Arc::new(Core {
             counters: Counters::default(),
+            caches: Caches::new(substituters, content.db()),
             content,
-            substituters,
             tries: tries.max(1),
             runtime,
             lanes: Lanes::default(),
@@ -177,8 +183,8 @@ impl Store {
     }
 
     /// The caches, in the order they are asked in.
-    pub fn substituters(&self) -> &[Substituter] {
-        &self.0.substituters
+    pub fn substituters(&self) -> Vec<Substituter> {
+        self.0.caches.all().iter().map(|cache| cache.substituter.clone()).collect()
     }
 
     /// Where bytes rest.

@@ -71,7 +71,7 @@ impl Core {
     pub(super) fn known_offer(&self, path: &StorePath) -> Result<Option<Offer>, StoreError> {
         let mut kept = self.content.db().narinfos(&path.hash(), unix_now(), self.ttl())?;
         kept.sort_by_key(|k| !k.fresh);
-        for substituter in &self.substituters {
+        for substituter in &self.caches.usable() {
             let of_this = kept.iter().filter(|k| k.substituter == substituter.name());
             for text in of_this.filter_map(|k| k.text.as_deref()) {
                 if let Answer::Offer(offer) = self.judge_narinfo(substituter, path, text) {
@@ -109,7 +109,20 @@ impl Core {
                 None => true,
             })
         };
-        let mut left = self.substituters.iter().filter(|s| !known_absent(s));
+        let absent = || StoreError::Absent { path: path.clone(), caches: self.cache_names() };
+        let usable = self.caches.usable();
+        if !usable.is_empty() && usable.iter().all(known_absent) {
+            return Err(absent());
+        }
+        let caches = self.ordered_caches().await;
+        if let (true, Some(cache)) = (caches.is_empty(), self.caches.all().first()) {
+            return Err(StoreError::ForeignStore {
+                path: path.clone(),
+                substituter: cache.substituter.name().to_owned(),
+                store_dir: cache.foreign.clone().unwrap_or_default(),
+            });
+        }
+        let mut left = caches.iter().filter(|s| !known_absent(s));
         let mut asked = FuturesUnordered::new();
         let mut failed: Option<StoreError> = None;
         loop {
@@ -129,11 +142,16 @@ impl Core {
                 () = hedge => asked.extend(left.next().map(|next| self.ask(next, path, lane))),
             }
         }
-        Err(failed.unwrap_or_else(|| StoreError::Absent { path: path.clone(), caches: self.cache_names() }))
+        Err(failed.unwrap_or_else(absent))
+    }
+
+    /// The cache of this name.
+    pub(super) fn substituter_named(&self, name: &str) -> Option<Substituter> {
+        self.caches.usable().into_iter().find(|s| s.name() == name)
     }
 
     fn cache_names(&self) -> String {
-        self.substituters.iter().map(Substituter::name).collect::<Vec<_>>().join(", ")
+        self.caches.usable().iter().map(Substituter::name).collect::<Vec<_>>().join(", ")
     }
 
     async fn ask(&self, substituter: &Substituter, path: &StorePath, lane: &Urgency) -> Answer {
@@ -154,7 +172,7 @@ impl Core {
         answer
     }
 
-    async fn narinfo_text(&self, substituter: &Substituter, path: &StorePath) -> Result<Option<Vec<u8>>, FetchError> {
+    pub(super) async fn narinfo_text(&self, substituter: &Substituter, path: &StorePath) -> Result<Option<Vec<u8>>, FetchError> {
         let deadline = Deadline::after(self.small_deadline());
         let document = substituter.narinfo(&path.hash(), deadline).await?;
         Ok(document.map(|d| match codec::decode_small(d.encoding.as_deref(), &d.bytes, MAX_DOCUMENT) {

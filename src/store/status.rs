@@ -17,6 +17,7 @@ use narfs_state_schema::{
 
 use super::{
     Attr, Core, Kind, Lasts, Node, NodeId, Path, Slot, Store, StoreError,
+    caches::wrong_store,
     path::{LastError, SlotEntry},
 };
 use crate::{
@@ -224,13 +225,19 @@ impl Core {
     }
 
     fn summary_of(&self, paths: StateCounts, size: u64, fetched_size: u64, errors: u64) -> Summary {
-        let substituters = self.substituters.iter().enumerate().map(|(n, s)| SubstituterStatus {
-            name: s.name().to_owned(),
-            priority: s.priority().unwrap_or(n as u32),
-            requests: s.counters().requests(),
-            bytes_received: s.counters().bytes_received(),
-            failures: s.counters().failures(),
-            last_error: None,
+        let started = timestamp(self.started.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()));
+        let all = self.caches.all();
+        let substituters = all.iter().map(|cache| SubstituterStatus {
+            name: cache.substituter.name().to_owned(),
+            priority: cache.priority,
+            requests: cache.substituter.counters().requests(),
+            bytes_received: cache.substituter.counters().bytes_received(),
+            failures: cache.substituter.counters().failures(),
+            last_error: cache.foreign.as_deref().map(|store_dir| schema::LastError {
+                message: wrong_store(store_dir),
+                at: started.clone(),
+                substituter: None,
+            }),
         });
         Summary {
             paths,
@@ -243,7 +250,7 @@ impl Core {
             daemon: DaemonStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
-                started: timestamp(self.started.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())),
+                started,
             },
         }
     }

@@ -9,6 +9,7 @@
 //! | `roots` | name | base names of store paths, one a line |
 //! | `uses` | NAR hash, 32 bytes | seconds since 1970 of the last use |
 //! | `facts` | digest | JSON, [`PathFacts`] |
+//! | `cache-infos` | substituter | seconds since 1970 when fetched, its `nix-cache-info` |
 //!
 //! Everything in it can be had again, at the price of requests, but the slots: they are inode numbers that a mount
 //! has given out. So a file that is damaged is put aside as `narfs.redb.damaged-<n>` and a fresh one is begun, whose
@@ -18,6 +19,7 @@
 //! a thousand callers cost one sync, and no transaction is ever open while something slow happens. Reads run on the
 //! caller's thread, from the last commit.
 
+mod cache_infos;
 mod facts;
 mod narinfos;
 mod open;

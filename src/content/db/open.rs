@@ -9,7 +9,7 @@ use std::{
 
 use redb::{Builder, Database, ReadableDatabase};
 
-use super::{META, SCHEMA, USES, facts, narinfos, roots, sheltered, slots};
+use super::{META, SCHEMA, USES, cache_infos, facts, narinfos, roots, sheltered, slots};
 use crate::content::ContentError;
 
 /// Memory for pages of the database, in bytes. Lookups are few (the store keeps what it uses), and the page cache
@@ -124,6 +124,7 @@ fn make_tables(database: &Database, first_slot: u64) -> Result<(), redb::Error> 
         txn.open_table(roots::ROOTS)?;
         txn.open_table(USES)?;
         txn.open_table(facts::FACTS)?;
+        txn.open_table(cache_infos::CACHE_INFOS)?;
     }
     Ok(txn.commit()?)
 }

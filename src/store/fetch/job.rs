@@ -171,7 +171,7 @@ impl Core {
     /// Asks the caches that were not asked yet whether they have the NAR; true if one does.
     async fn find_sources(self: &Arc<Self>, nar: &Arc<Nar>) -> bool {
         let mut found = false;
-        for substituter in &self.substituters {
+        for substituter in &self.caches.usable() {
             if nar.sources.has(substituter) {
                 continue;
             }
