@@ -168,6 +168,12 @@ impl Core {
         self.emit(Event::ContentDropped(nar.hash));
     }
 
+    /// Whether the NAR can be had from another source than `these`.
+    pub(super) async fn others_than(self: &Arc<Self>, nar: &Arc<Nar>, these: &[Arc<Source>]) -> bool {
+        let others = || nar.sources.usable().iter().any(|s| !these.iter().any(|t| Arc::ptr_eq(s, t)));
+        others() || (nar.sources.ask_others() && self.find_sources(nar).await && others())
+    }
+
     /// Asks the caches that were not asked yet whether they have the NAR; true if one does.
     async fn find_sources(self: &Arc<Self>, nar: &Arc<Nar>) -> bool {
         let mut found = false;

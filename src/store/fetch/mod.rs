@@ -137,7 +137,8 @@ fn now_ms() -> u64 {
 
 impl Nar {
     pub fn new(path: StorePath, file: Arc<NarFile>, source: Arc<Source>, tree: Option<Arc<Tree>>) -> Self {
-        let access = source.first_access();
+        // Without a tree nobody knows which part of the NAR to ask for.
+        let access = tree.as_ref().map_or(Access::Stream, |_| source.first_access());
         Self {
             hash: file.hash(),
             size: file.size(),
@@ -438,7 +439,7 @@ impl Core {
                 Err(_) => continue,
                 Ok(Ok(Ok(delivered))) => return Ok(Some(delivered)),
                 Ok(Ok(Err(error))) => return Err(error.into()),
-                Ok(Err(_)) if matches!(nar.access(), Access::Stream) => return Err(StoreError::Stopping),
+                // Released, to ask again another way.
                 Ok(Err(_)) => return Ok(None),
             }
         }

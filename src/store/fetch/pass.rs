@@ -150,7 +150,10 @@ impl Core {
                                     probe = Probing::Runs(self.clone().probe(nar.clone(), source.clone()));
                                 }
                                 offset += chunk.len() as u64;
-                                failures = 0;
+                                if !chunk.is_empty() {
+                                    // What was only skipped is no progress.
+                                    failures = 0;
+                                }
                                 if !chunk.is_empty() && !feed.chunk(chunk).await {
                                     return Ok(Downloaded::All);
                                 }
@@ -225,6 +228,7 @@ impl Probing {
             && verify == Verify::Stream
             && nar.size >= RANDOM_ACCESS_FROM
             && nar.check().tree().is_some()
+            && !source.no_ranges()
             && codec::hints_at_blocks(source.compression, head, nar.size)
     }
 
@@ -273,7 +277,7 @@ fn starting_point(nar: &Nar, source: &Source, check: &Check) -> Checkpoint {
     }
     let first_missing = nar.file.missing(0..nar.size).first().map_or(0, |gap| gap.start);
     match source.compression {
-        Compression::None => Checkpoint { packed: first_missing, nar: first_missing },
+        Compression::None if !source.no_ranges() => Checkpoint { packed: first_missing, nar: first_missing },
         _ => source.checkpoint_before(&nar.file, first_missing),
     }
 }

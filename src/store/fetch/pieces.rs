@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use super::{Access, Check, Delivered, Nar, Source, Want, retry::wait_after};
 use crate::{
     codec::BlockTable,
+    content::ContentError,
     store::{Core, Lane, StoreError, cannot_keep, lanes::Transfer},
-    substituter::FetchError,
+    substituter::{FetchError, FetchFailure},
 };
 
 /// Requests begin and end on this grid, in bytes of the NAR: neighbours (the next files of a
@@ -184,10 +185,13 @@ impl Core {
             }
         };
         let mut last_error = None;
+        let mut failed_at = Vec::new();
         for source in sources {
             if matches!(access, Access::Ranges) && !matches!(source.first_access(), Access::Ranges) {
                 continue;
             }
+            failed_at.push(source.clone());
+            let generation = nar.file.generation();
             match self.get_range(nar, &source, packed.clone(), &mut transfer, lane.clone()).await {
                 Ok(None) => return no_way(),
                 Ok(Some(bytes)) => match access {
@@ -197,7 +201,7 @@ impl Core {
                         let decoded =
                             tokio::task::spawn_blocking(move || decode_blocks(&table, blocks, from, &bytes)).await;
                         match decoded {
-                            Ok(Ok(bytes)) => return self.keep(nar, range.start, bytes.into()),
+                            Ok(Ok(bytes)) => return self.keep(nar, generation, range.start, bytes.into()),
                             Ok(Err(reason)) => {
                                 let substituter = source.substituter.name().to_owned();
                                 let path = nar.path.clone();
@@ -208,12 +212,18 @@ impl Core {
                             Err(_) => return failed(StoreError::Stopping),
                         }
                     }
-                    _ => return self.keep(nar, range.start, bytes),
+                    _ => return self.keep(nar, generation, range.start, bytes),
                 },
                 Err(error) => last_error = Some(error),
             }
         }
         match last_error {
+            Some(error) if self.others_than(nar, &failed_at).await => {
+                tracing::info!(path = %nar.path, %error, "streamed from another cache");
+                // Else the stream would find the same way again, and it leads nowhere.
+                failed_at.iter().for_each(|source| source.set_no_ranges());
+                no_way()
+            }
             Some(error) => {
                 let error = StoreError::Fetch { path: nar.path.clone(), source: Arc::new(error) };
                 self.note_failure(&nar.path, &error);
@@ -240,6 +250,11 @@ impl Core {
                 Err(error) => error,
             };
             transfer.set_flows(false);
+            if no_use_of_ranges(error.failure()) {
+                tracing::info!(path = %nar.path, %error, "streamed from now on");
+                source.set_no_ranges();
+                return Ok(None);
+            }
             failures += 1;
             let Some(wait) = wait_after(&error, failures, self.tries) else { return Err(error) };
             tokio::time::sleep(wait).await;
@@ -278,12 +293,14 @@ impl Core {
         Ok(Some(bytes.into()))
     }
 
-    fn keep(&self, nar: &Nar, at: u64, bytes: Bytes) -> Outcome {
-        match nar.file.write_at(&bytes, at) {
+    fn keep(&self, nar: &Nar, generation: u64, at: u64, bytes: Bytes) -> Outcome {
+        match nar.file.write_at_generation(generation, &bytes, at) {
             Ok(()) => {
                 nar.answer_satisfied();
                 Ok(None)
             }
+            // What came is of a source that was found to be damaged meanwhile: asked for anew.
+            Err(ContentError::Discarded { .. }) => Ok(None),
             Err(e) if cannot_keep(&e) => {
                 tracing::warn!(path = %nar.path, error = %e, "served without being kept");
                 Ok(Some(Arc::new(Unkept { at, bytes })))
@@ -327,7 +344,10 @@ impl Core {
                     return;
                 }
                 // The stream takes over in the next run of the job.
-                None => return,
+                None => {
+                    nar.set_access(Access::Stream);
+                    return;
+                }
             }
         }
         nar.state().complete_in = None;
@@ -354,8 +374,8 @@ impl Core {
                 self.note_success(nar, from.as_ref().map_or("", |s| s.substituter.name()));
             }
             Ok(hash) => {
-                // Pieces may come from several caches; the first is the one that is blamed, and
-                // the whole NAR is streamed from the next.
+                // Pieces may come from several caches; the first is the one that is blamed. A job
+                // that runs goes on with the next; else the next reader starts one.
                 let Some(source) = nar.sources.usable().into_iter().next() else { return };
                 let error = StoreError::Damaged {
                     path: nar.path.clone(),
@@ -363,12 +383,19 @@ impl Core {
                     reason: format!("its hash is {hash}, the narinfo says {}", nar.hash),
                 };
                 self.quarantine(nar, &source, &error);
-                nar.answer_error(&Arc::new(error));
             }
             Err(error) => tracing::warn!(path = %nar.path, %error, "not verified"),
         }
         nar.answer_satisfied();
     }
+}
+
+/// Whether a cache gives something else than the part that was asked for: the whole may be right.
+fn no_use_of_ranges(failure: &FetchFailure) -> bool {
+    matches!(
+        failure,
+        FetchFailure::NoRanges | FetchFailure::OutOfRange { .. } | FetchFailure::Protocol(_) | FetchFailure::Changed
+    )
 }
 
 async fn wait_turn(transfer: &mut Transfer<'_>, lane: &mut watch::Receiver<Lane>) {

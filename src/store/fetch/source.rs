@@ -63,9 +63,14 @@ impl Source {
     /// How to begin: a block table is only looked for once the stream hints at one.
     pub(super) fn first_access(&self) -> Access {
         match self.compression {
-            Compression::None if !self.no_ranges.load(Relaxed) => Access::Ranges,
+            Compression::None if !self.no_ranges() => Access::Ranges,
             _ => Access::Stream,
         }
+    }
+
+    /// Whether the cache turned out not to serve parts of the file.
+    pub(super) fn no_ranges(&self) -> bool {
+        self.no_ranges.load(Relaxed)
     }
 
     pub(super) fn set_no_ranges(&self) {
