@@ -29,6 +29,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Config(args) => cli::config::run(&config, args),
         Command::Mount(args) => cli::mount::run(&config, &cli.settings.0, args),
         Command::Daemon(args) => cli::daemon::run(&config, args),
+        Command::Run(args) => cli::run::run(&config, &cli.settings.0, args),
         Command::Umount(args) => cli::umount::run(args),
         Command::Status(args) => cli::status::run(&config, args),
         Command::Prefetch(args) => cli::prefetch::run(&config, args),

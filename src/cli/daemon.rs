@@ -2,7 +2,7 @@
 
 use std::{os::fd::RawFd, path::PathBuf, time::Duration};
 
-use super::{Failure, parse::duration, parse_store_path};
+use super::{Exit, Failure, parse::duration, parse_store_path};
 use crate::{
     config::Config,
     daemon::{Serve, serve, spawn::inherited},
@@ -61,5 +61,7 @@ pub fn run(config: &Config, args: &DaemonArgs) -> Result<(), Failure> {
         idle_exit: args.idle_exit,
         roots: args.root.clone(),
     };
+    // Relative paths are absolute by now; a directory that somebody may want to unmount is not kept.
+    std::env::set_current_dir("/").map_err(|e| Failure::new(Exit::System, "no root directory").because(&e))?;
     serve(config, what)
 }

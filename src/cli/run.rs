@@ -1,32 +1,43 @@
 //! `narfs run`: a program from a binary cache, as an ordinary user, with nothing installed.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, os::fd::AsFd};
 
-use super::{StoreFile, parse_store_file};
+use super::{Failure, StoreFile, parse_store_file};
+use crate::{
+    config::{Config, Flags},
+    daemon::{
+        namespace,
+        protocol::Request,
+        reach::{reach, request},
+    },
+    fuse,
+    nix::STORE_DIR,
+};
 
 const LONG: &str = "\
 Runs a program from a store path, fetching what it reads.
 
 Makes a user and mount namespace of its own, with a lazy /nix/store in it, and runs the program \
 there: neither privileges nor Nix nor a /nix on this machine are needed. Everything else of the \
-machine is seen as it is. Programs that the program starts see the same store.
+machine is seen as it is. Programs that the program starts see the same store. The user stays who \
+he is; other users' files, those of the store among them, seem to belong to nobody.
 
 What was fetched stays in the state directory: the next run starts from it, and runs at the same \
 time share one daemon, which goes away some time after the last of them.";
 
 const AFTER: &str = "\
 Exit status:
-  The program's own (128 + N if signal N ended it). When narfs could not start it:
+  The program's own. When narfs could not start it:
   2    the command line or the configuration is wrong
   3    no cache has the store path
   4    the store path has no trusted signature
-  5    no cache can be reached or answered in time
+  5    no cache can be reached or answered in time, or the daemon that runs has other settings
   6    the kernel does not allow user namespaces or FUSE for this user
   126  the file cannot be executed
   127  there is no such file in the store path
 
 Signals:
-  Signals sent to narfs are passed on to the program.
+  The program takes the place of narfs, in the same process: signals and the terminal are its own.
 
 Examples:
   $ narfs run /nix/store/HASH-python3-3.11.9/bin/python3 -c 'print(1 + 1)'
@@ -48,4 +59,24 @@ pub struct RunArgs {
         allow_hyphen_values = true
     )]
     pub args: Vec<OsString>,
+}
+
+/// Becomes the program; returns only if that is not possible.
+///
+/// # Errors
+/// Why the program can't be run.
+pub fn run(config: &Config, flags: &Flags, args: &RunArgs) -> Result<(), Failure> {
+    reach(config, flags)?;
+    let path = args.program.store_path.to_string();
+    // Here, where there is a message to be had; in the mount it would be a mere "not found".
+    request(config, Request::Admit { path }, None)?;
+    namespace::enter()?;
+    namespace::provide_store_dir(&config.state_dir.join("tmp"))?;
+    let device = namespace::mount_fuse(STORE_DIR.as_ref())?;
+    request(config, Request::Attach, Some(device.as_fd()))?;
+    fuse::raise_read_ahead(STORE_DIR.as_ref());
+    Err(namespace::become_program(
+        args.program.absolute().as_ref(),
+        &args.args,
+    ))
 }

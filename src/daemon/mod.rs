@@ -9,6 +9,8 @@
 //! client.rs    the other end: a running daemon, or the store opened on the spot
 //! memory.rs    what the process keeps for itself
 //! spawn.rs     a daemon in the background
+//! reach.rs     the daemon that runs share, started by the first of them
+//! terms.rs     whether a running daemon serves what this command wants
 //! namespace.rs a private /nix/store for one program (`narfs run`)
 //! ```
 
@@ -17,12 +19,15 @@ mod memory;
 pub mod namespace;
 mod open;
 pub mod protocol;
+pub mod reach;
 pub mod scratch;
 mod serve;
 mod server;
 mod service;
 pub mod spawn;
+mod terms;
 
 pub use open::{open_store, open_store_in, runtime};
 pub(crate) use serve::store_failure;
 pub use serve::{Serve, serve};
+pub use terms::Terms;

@@ -13,14 +13,18 @@ use std::{
     io,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-        unix::{fs::DirBuilderExt, process::CommandExt},
+        unix::process::CommandExt,
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
 };
 
 use rustix::{
-    mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount},
+    io::Errno,
+    mount::{
+        MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change,
+        unmount,
+    },
     process::{chdir, getegid, geteuid, pivot_root, setsid},
     thread::{UnshareFlags, unshare_unsafe},
 };
@@ -54,40 +58,80 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     Ok(own)
 }
 
-/// Moves this process, which must have one thread only, into namespaces of its own with an empty
-/// FUSE mount on `/nix/store`; the descriptor is for whoever serves it.
+/// Moves this process, which must have one thread only, into a mount namespace of its own: as
+/// root that alone, else with a user namespace in which the user stays who he is.
 ///
 /// # Errors
 /// With what the system does not allow, and what to do.
-pub fn enter(state_dir: &Path) -> Result<OwnedFd, Failure> {
-    let failed = |what: &str, e: &dyn std::error::Error| Failure::new(Exit::System, what).because(e);
-    let device = open_device()?;
+pub fn enter() -> Result<(), Failure> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let here = std::env::current_dir().ok();
+    if uid != 0 || unshare(UnshareFlags::NEWNS).is_err() {
+        unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).map_err(|e| {
+            failed("the kernel does not allow a user namespace here", &e).hint(
+                "allow them (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces, or the AppArmor \
+                 profile), or mount as root: narfs mount /nix/store",
+            )
+        })?;
+        map_ids(uid, gid).map_err(|e| failed("the user can't be mapped into the namespace", &e))?;
+    }
+    // Nothing of what is mounted here may reach the host.
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(|e| failed("mounts can't be made private", &e))
+}
+
+fn unshare(what: UnshareFlags) -> rustix::io::Result<()> {
     // SAFETY: unsharing the user and mount namespaces does not touch memory, descriptors or
     // threads of this process; it is refused by the kernel if there is a second thread.
-    unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }.map_err(|e| {
-        failed("the kernel does not allow a user namespace here", &e).hint(
-            "allow them (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces, or the AppArmor \
-             profile), or mount as root: narfs mount /nix/store",
-        )
-    })?;
-    map_ids(uid, gid).map_err(|e| failed("the user can't be mapped into the namespace", &e))?;
-    // Nothing of what is mounted here may reach the host.
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(|e| failed("mounts can't be made private", &e))?;
-    if !Path::new(STORE_DIR).is_dir() {
-        new_root(state_dir).map_err(|e| failed("a root directory with /nix in it can't be put together", &e))?;
-        if let Some(here) = here {
-            // A directory that is not there any more leaves us at the root.
-            let _ = chdir(&here);
-        }
+    unsafe { unshare_unsafe(what) }
+}
+
+fn failed(what: &str, e: &dyn std::error::Error) -> Failure {
+    Failure::new(Exit::System, what).because(e)
+}
+
+/// Makes a directory `/nix/store` to be mounted on, where the host has none; `scratch` is a
+/// directory that may be mounted over.
+///
+/// # Errors
+/// With what the system does not allow.
+pub fn provide_store_dir(scratch: &Path) -> Result<(), Failure> {
+    if Path::new(STORE_DIR).is_dir() {
+        return Ok(());
     }
-    let options = format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
+    let here = std::env::current_dir().ok();
+    new_root(scratch)
+        .map_err(|e| failed("a root directory with /nix in it can't be put together", &e))?;
+    if let Some(here) = here {
+        // A directory that is not there any more leaves us at the root.
+        let _ = chdir(&here);
+    }
+    Ok(())
+}
+
+/// Mounts an empty FUSE file system; the descriptor is for whoever serves it. To be called after
+/// [`enter`]: the kernel wants the device opened in the user namespace that mounts it.
+///
+/// # Errors
+/// With what the system does not allow, and what to do.
+pub fn mount_fuse(mountpoint: &Path) -> Result<OwnedFd, Failure> {
+    let device = open_device()?;
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    // Other users of this namespace, if it has any, are the user's own affair.
+    let options = format!(
+        "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other",
+        device.as_raw_fd()
+    );
     let data = CString::new(options).map_err(|e| failed("mount options", &e))?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-    mount("narfs", STORE_DIR, "fuse.narfs", flags, data.as_c_str())
-        .map_err(|e| failed("the store can't be mounted in the namespace", &e))?;
+    mount("narfs", mountpoint, "fuse.narfs", flags, data.as_c_str()).map_err(|e| {
+        failed(
+            &format!("{} can't be mounted in the namespace", mountpoint.display()),
+            &e,
+        )
+    })?;
     Ok(device)
 }
 
@@ -96,10 +140,14 @@ fn open_device() -> Result<OwnedFd, Failure> {
     let opened = OpenOptions::new().read(true).write(true).open(path);
     opened.map(OwnedFd::from).map_err(|e| {
         let hint = match e.kind() {
-            io::ErrorKind::NotFound => "load the kernel's fuse module (modprobe fuse), or give the container the device",
+            io::ErrorKind::NotFound => {
+                "load the kernel's fuse module (modprobe fuse), or give the container the device"
+            }
             _ => "distributions have it open to all; here, as root: chmod 0666 /dev/fuse",
         };
-        Failure::new(Exit::System, format!("{path} can't be opened")).because(&e).hint(hint)
+        Failure::new(Exit::System, format!("{path} can't be opened"))
+            .because(&e)
+            .hint(hint)
     })
 }
 
@@ -112,10 +160,14 @@ fn map_ids(uid: u32, gid: u32) -> io::Result<()> {
 }
 
 /// Builds a root on a tmpfs out of the host's and changes over to it.
-fn new_root(state_dir: &Path) -> io::Result<()> {
-    let root = state_dir.join("root");
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
-    mount("narfs-root", &root, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0755")?;
+fn new_root(root: &Path) -> io::Result<()> {
+    mount(
+        "narfs-root",
+        root,
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        c"mode=0755",
+    )?;
     for entry in fs::read_dir("/")? {
         let entry = entry?;
         let (from, to) = (entry.path(), root.join(entry.file_name()));
@@ -124,15 +176,17 @@ fn new_root(state_dir: &Path) -> io::Result<()> {
         }
     }
     fs::create_dir_all(root.join(&STORE_DIR[1..]))?;
-    chdir(&root)?;
+    chdir(root)?;
     // The old root ends up on top of the new one, and is taken off it.
     pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
     chdir("/")?;
+    // The new root came along with the directory that it was put together in.
+    let _ = unmount(root, UnmountFlags::DETACH);
     Ok(())
 }
 
-fn bring_over(from: &Path, to: &PathBuf) -> io::Result<()> {
+fn bring_over(from: &Path, to: &Path) -> io::Result<()> {
     let found = fs::symlink_metadata(from)?;
     if found.is_symlink() {
         return std::os::unix::fs::symlink(fs::read_link(from)?, to);
@@ -144,8 +198,11 @@ fn bring_over(from: &Path, to: &PathBuf) -> io::Result<()> {
     }
     match mount_bind_recursive(from, to) {
         Ok(()) => Ok(()),
-        // What this user may not even bind, his programs can do without.
-        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Ok(()),
+        // What may not be bound (EINVAL: it was marked so), programs can do without.
+        Err(error @ (Errno::ACCESS | Errno::PERM | Errno::INVAL)) => {
+            tracing::warn!(path = %from.display(), %error, "not in the program's view of the machine");
+            Ok(())
+        }
         Err(e) => Err(e.into()),
     }
 }
@@ -160,10 +217,16 @@ pub fn become_program(program: &Path, args: &[std::ffi::OsString]) -> Failure {
     let (exit, hint) = match error.kind() {
         io::ErrorKind::NotFound if fs::symlink_metadata(program).is_ok() => (
             Exit::NotExecutable,
-            Some("the interpreter that it names is missing: a script's first line, or a dynamic loader in no cache"),
+            Some(
+                "the interpreter that it names is missing: a script's first line, or a dynamic loader in no cache",
+            ),
         ),
         io::ErrorKind::NotFound => (Exit::NoProgram, None),
         io::ErrorKind::PermissionDenied => (Exit::NotExecutable, Some("it is no executable file")),
+        _ if error.raw_os_error() == Some(libc::EIO) => (
+            Exit::Unavailable,
+            Some("its bytes could not be fetched; `narfs status` says why"),
+        ),
         _ => (Exit::NotExecutable, None),
     };
     let failure = Failure::new(exit, what).because(&error);

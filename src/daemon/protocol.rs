@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use narfs_state_schema::{PathStatus, Summary};
 use serde::{Deserialize, Serialize};
 
+use super::Terms;
 use crate::{cli::Failure, store::CheckReport};
 
 /// Name of the socket in the state directory.
@@ -158,6 +159,9 @@ pub struct Info {
     pub version: String,
     /// Its caches, without credentials, in order.
     pub caches: Vec<String>,
+    /// What it serves, and whom it trusts.
+    #[serde(default)]
+    pub terms: Terms,
     /// Mounts that it serves.
     pub mounts: usize,
     /// What its store counted since the start, by the names of [`crate::store::Counters`].

@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{memory, open_store, runtime, server::Server};
+use super::{Terms, memory, open_store, runtime, server::Server};
 use crate::{
     cli::{Exit, Failure},
     config::{AllowOther, Config},
@@ -63,10 +63,26 @@ pub(super) struct Shared {
     pub options: MountOptions,
     pub mounts: AtomicUsize,
     pub clients: AtomicUsize,
+    /// When the last client or mount went.
+    pub last_use: Mutex<Instant>,
+    pub terms: Terms,
     pub signals: mpsc::UnboundedSender<Signal>,
 }
 
 impl Shared {
+    /// Somebody used the daemon just now.
+    pub fn used(&self) {
+        *self.last_use.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// How long nobody has used the daemon.
+    fn idle(&self) -> Duration {
+        if self.mounts.load(SeqCst) > 0 || self.clients.load(SeqCst) > 0 {
+            return Duration::ZERO;
+        }
+        self.last_use.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
     /// Looks after a mount until it ends.
     pub fn adopt(self: &Arc<Self>, mount: Mount) {
         self.mounts.fetch_add(1, SeqCst);
@@ -75,6 +91,7 @@ impl Shared {
             if let Err(error) = mount.join() {
                 tracing::warn!(%error, "a mount ended");
             }
+            shared.used();
             shared.mounts.fetch_sub(1, SeqCst);
             // The daemon may be gone already.
             let _ = shared.signals.send(Signal::MountEnded);
@@ -123,6 +140,8 @@ fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running
         },
         mounts: AtomicUsize::new(0),
         clients: AtomicUsize::new(0),
+        last_use: Mutex::new(Instant::now()),
+        terms: Terms::of(config),
         signals: sender,
     });
     store.keep_quota();
@@ -183,7 +202,6 @@ impl Running {
         let system = |e: std::io::Error| Failure::new(Exit::System, "signals can't be received").because(&e);
         let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
-        let mut idle_since = Instant::now();
         let mut activity = Activity::default();
         let mut tick = tokio::time::interval(IDLE_TICK);
         loop {
@@ -199,9 +217,7 @@ impl Running {
                 },
                 _ = tick.tick() => {
                     activity.look(&self.shared.store);
-                    if self.mounts() > 0 || self.shared.clients.load(SeqCst) > 0 {
-                        idle_since = Instant::now();
-                    } else if idle_exit.is_some_and(|limit| idle_since.elapsed() >= limit) {
+                    if idle_exit.is_some_and(|limit| self.shared.idle() >= limit) {
                         return Ok("idle");
                     }
                 }

@@ -63,6 +63,8 @@ impl Server {
                 match stream {
                     Ok(stream) => {
                         let shared = shared.clone();
+                        // Counted here already, so that no client is overlooked by an idle daemon.
+                        shared.clients.fetch_add(1, SeqCst);
                         std::thread::spawn(move || client(stream, &shared));
                     }
                     Err(error) => {
@@ -88,11 +90,11 @@ impl Server {
 }
 
 fn client(stream: UnixStream, shared: &Arc<Shared>) {
-    shared.clients.fetch_add(1, SeqCst);
     if let Err(error) = converse(stream, shared) {
         // A client that went away is no fault of ours.
         tracing::debug!(%error, "a client's conversation ended");
     }
+    shared.used();
     shared.clients.fetch_sub(1, SeqCst);
 }
 
@@ -122,6 +124,7 @@ fn converse(mut stream: UnixStream, shared: &Arc<Shared>) -> std::io::Result<()>
             pid: std::process::id(),
             version: version.into(),
             caches: shared.store.substituters().iter().map(|s| s.name().to_owned()).collect(),
+            terms: shared.terms.clone(),
             mounts: shared.mounts.load(SeqCst),
             counters: shared.store.counters().all().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
         })),

@@ -75,14 +75,15 @@ pub fn background(config: &Config, flags: &Flags, args: &[OsString], patience: D
     let program = std::env::current_exe().map_err(|e| failed(&e))?;
     let (ready, told) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(&e))?;
     fcntl_setfd(&told, FdFlags::empty()).map_err(|e| failed(&e))?;
-    let log = open_log(config).map_err(|e| failed(&e))?;
+    let mut log = open_log(config).map_err(|e| failed(&e))?;
+    writeln!(log, "--- narfs {} started by process {}", env!("CARGO_PKG_VERSION"), std::process::id())
+        .map_err(|e| failed(&e))?;
     let mut command = Command::new(program);
     command
         .args(flags.to_args())
         .arg("daemon")
         .arg(format!("--ready-fd={}", told.as_raw_fd()))
         .args(args)
-        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(|e| failed(&e))?)
         .stderr(log);
@@ -129,15 +130,14 @@ fn wait(mut ready: File, patience: Duration) -> std::io::Result<Option<String>> 
     }
 }
 
-fn open_log(config: &Config) -> std::io::Result<File> {
+/// The log of the state directory's daemon; made together with the directory, if need be.
+pub(super) fn open_log(config: &Config) -> std::io::Result<File> {
     make_private(&config.state_dir)?;
     let path = config.state_dir.join(LOG_FILE);
     let large = std::fs::metadata(&path).is_ok_and(|m| m.len() > MAX_LOG);
     let mut options = OpenOptions::new();
     options.create(true).write(true).append(!large).truncate(large);
-    let mut log = options.open(path)?;
-    writeln!(log, "--- narfs {} started by process {}", env!("CARGO_PKG_VERSION"), std::process::id())?;
-    Ok(log)
+    options.open(path)
 }
 
 /// Makes a directory that nobody else can look into; one that exists stays as it is.

@@ -169,7 +169,7 @@ fn config(options: &MountOptions) -> Config {
 }
 
 /// Raises the kernel's read-ahead for this mount; only root may.
-fn raise_read_ahead(mountpoint: &Path) {
+pub fn raise_read_ahead(mountpoint: &Path) {
     let Ok(found) = std::fs::metadata(mountpoint) else { return };
     let (major, minor) = (libc::major(found.dev()), libc::minor(found.dev()));
     let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
