@@ -38,7 +38,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::PathInfo(args) => cli::path_info::run(&config, args),
         Command::Check(args) => cli::check::run(&config, args),
         Command::Gc(args) => cli::gc::run(&config, args),
-        Command::Run(_) | Command::Demo(_) => Err(Failure::new(
+        Command::Demo(_) => Err(Failure::new(
             Exit::Usage,
             "this build of narfs knows this verb's arguments only",
         )),

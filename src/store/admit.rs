@@ -140,7 +140,10 @@ impl Core {
         }
         let outcome = self.admit_now(path, lane, likely).await;
         match &outcome {
-            Ok(_) => self.counters.admitted.add(1),
+            Ok(_) => {
+                tracing::debug!(%path, ?lane, "admitted");
+                self.counters.admitted.add(1);
+            }
             Err(error) if error.is_absence() => {}
             Err(error) => {
                 self.counters.admission_failures.add(1);

@@ -125,6 +125,7 @@ impl Core {
         let mut probe = Probing::NotYet;
         loop {
             my_turn(nar, &mut transfer).await;
+            tracing::debug!(path = %nar.path, lane = ?nar.lane(), offset, "opening");
             let opened = source.open_from(offset, validator.as_deref(), self.open_deadline()).await;
             let error = match opened {
                 Err(error) => error,
@@ -146,6 +147,9 @@ impl Core {
                                 let cut = skip.min(chunk.len() as u64);
                                 bytes::Buf::advance(&mut chunk, cut as usize);
                                 skip -= cut;
+                                if offset == from {
+                                    tracing::debug!(path = %nar.path, "first bytes");
+                                }
                                 if offset == 0 && probe.is_due(nar, source, &chunk, self.settings.verify) {
                                     probe = Probing::Runs(self.clone().probe(nar.clone(), source.clone()));
                                 }
