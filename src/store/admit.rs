@@ -32,6 +32,9 @@ use crate::{
     tree::{self, Tree},
 };
 
+/// Head start of the reader who touched a path over the admission of its closure, which takes
+/// every connection there is. A fraction of any round trip.
+const GIVE_WAY: Duration = Duration::from_millis(2);
 /// Listings above this are compiled on a thread of their own, in bytes: a millisecond's work.
 const COMPILE_ELSEWHERE: usize = 64 * 1024;
 
@@ -279,6 +282,8 @@ impl Core {
         }
         let (core, path) = (self.clone(), path.clone());
         self.runtime.spawn(async move {
+            // Whoever touched it reads it next: the connection that is open is for him.
+            tokio::time::sleep(GIVE_WAY).await;
             let report = core.admit_closure(std::slice::from_ref(&path.store_path), Lane::ReadAhead).await;
             tracing::debug!(
                 path = %path.store_path,

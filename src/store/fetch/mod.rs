@@ -196,6 +196,11 @@ impl Nar {
         state.job_runs || !state.pieces.is_empty()
     }
 
+    /// Whether it can only be had from the front.
+    pub fn is_streamed(&self) -> bool {
+        matches!(self.access(), Access::Stream)
+    }
+
     fn access(&self) -> Access {
         self.state().access.clone()
     }

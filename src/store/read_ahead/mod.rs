@@ -4,8 +4,12 @@
 //! each. The image that it begins with names them all: the interpreter, the needed libraries, and
 //! where they are searched for; a script names its interpreter. Whenever the beginning of such a
 //! file is read for the first time, the files that it names are found in the known trees and
-//! fetched in the read-ahead lane, and so on for each of them. Nothing is guessed: what is
-//! fetched is what the loader is about to open.
+//! fetched in the read-ahead lane, and so on for each of them. That is no guess: it is what the
+//! loader is about to open.
+//!
+//! What a program loads later by itself (Python's extension modules, an image tool's coders) it
+//! has in its own store path. Once that is here, what these modules name is fetched too, within
+//! [`MODULES_BUDGET`].
 
 mod elf;
 
@@ -25,6 +29,10 @@ use crate::{
 
 /// Images above this are left to their readers, in bytes: to be parsed, one is held in memory.
 const LARGEST_IMAGE: u64 = 64 << 20;
+/// Modules above this are not looked into, in bytes: modules are small, and there may be many.
+const LARGEST_MODULE: u64 = 4 << 20;
+/// Most that is fetched because a program's modules name it, in bytes of NARs.
+const MODULES_BUDGET: u64 = 32 << 20;
 /// Links followed for one name; as many as the kernel follows.
 const MAX_LINKS: u32 = 40;
 /// Longest first line of a script, in bytes, as the kernel has it (`BINPRM_BUF_SIZE`).
@@ -54,8 +62,15 @@ impl Core {
         self.runtime.spawn(async move { core.follow(first).await });
     }
 
-    /// Fetches what a file names, and what that names, breadth first as a loader does.
+    /// Fetches what a file names, and then what its modules name if it is a program.
     async fn follow(self: Arc<Self>, first: Target) {
+        self.fetch_named(vec![first.clone()]).await;
+        let modules = self.named_by_modules(first).await;
+        self.fetch_named(modules).await;
+    }
+
+    /// Fetches files and what they name, breadth first as a loader does.
+    async fn fetch_named(self: &Arc<Self>, targets: Vec<Target>) {
         // What a file names can't be known before it is here; the files of one generation come
         // side by side, and each that has come brings its own names in.
         let mut running = tokio::task::JoinSet::new();
@@ -63,7 +78,9 @@ impl Core {
             let core = self.clone();
             async move { core.named_by(target).await }
         };
-        running.spawn(step(first));
+        for target in targets {
+            running.spawn(step(target));
+        }
         while let Some(found) = running.join_next().await {
             for (path, entry) in found.unwrap_or_default() {
                 if self.examined.first_time(path.slot, entry) {
@@ -96,6 +113,40 @@ impl Core {
                 if let Some(file) = path.tree.lookup(*directory, library.as_bytes()) {
                     found.extend(self.resolve_from(path.clone(), file, Vec::new()).await);
                     break;
+                }
+            }
+        }
+        found
+    }
+
+    /// What the modules of a program name that is not here yet, within the budget.
+    async fn named_by_modules(self: &Arc<Self>, (path, entry): Target) -> Vec<Target> {
+        let mut found = Vec::new();
+        let Some(image) = self.bring(&path, entry).await else { return found };
+        let is_program = elf::needs(&image).is_some_and(|needs| needs.interpreter.is_some());
+        let Ok(nar) = self.nar_of(&path) else { return found };
+        // Where parts can be fetched apart, the modules that are used come when they are.
+        if !is_program || !nar.is_streamed() {
+            return found;
+        }
+        if self.ensure(&nar, Want::Verified, Lane::Background).await.is_err() {
+            return found;
+        }
+        let mut budget = MODULES_BUDGET;
+        let mut nars = HashSet::from([path.nar_hash]);
+        for module in (0..path.tree.len()).map(EntryIndex) {
+            let small = match path.tree.node(module) {
+                Some(Node::Regular { size, .. }) => size <= LARGEST_MODULE,
+                _ => false,
+            };
+            let is_library = path.tree.name(module).windows(3).any(|part| part == b".so");
+            if !small || !is_library || !self.examined.first_time(path.slot, module) {
+                continue;
+            }
+            for (library, file) in self.named_by((path.clone(), module)).await {
+                if nars.insert(library.nar_hash) && library.nar_size <= budget {
+                    budget -= library.nar_size;
+                    found.push((library, file));
                 }
             }
         }
