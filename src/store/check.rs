@@ -103,9 +103,9 @@ impl Store {
     pub async fn repair(&self, report: &mut CheckReport) -> Result<(), StoreError> {
         let mut first = None;
         for checked in report.checked.iter_mut().filter(|c| c.condition == Condition::Damaged) {
-            let path = checked.store_paths.first().and_then(|p| StorePath::parse(p).ok());
+            let path = checked.store_paths.first().and_then(|p| StorePath::parse_with_rest(p).ok());
             let outcome = match path {
-                Some(path) => match self.admit(&path).await {
+                Some((path, _)) => match self.admit(&path).await {
                     Ok(known) => self.prefetch(&known, Lane::ReadAhead).await,
                     Err(error) => Err(error),
                 },
