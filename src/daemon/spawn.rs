@@ -75,7 +75,11 @@ pub fn background(config: &Config, flags: &Flags, args: &[OsString], patience: D
     let program = std::env::current_exe().map_err(|e| failed(&e))?;
     let (ready, told) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(&e))?;
     fcntl_setfd(&told, FdFlags::empty()).map_err(|e| failed(&e))?;
-    let log = open_log(config).map_err(|e| failed(&e))?;
+    let log = open_log(config).map_err(|e| {
+        let log = config.state_dir.join(LOG_FILE);
+        let what = format!("the daemon's log {} can't be written", log.display());
+        Failure::new(Exit::System, what).because(&e).hint("use another directory with --state-dir")
+    })?;
     let mut command = Command::new(program);
     command
         .args(flags.to_args())
