@@ -19,7 +19,12 @@ pub fn init(config: &Config, serves: bool) -> Result<(), Failure> {
         Origin::Default if !serves => EnvFilter::new(BRIEF),
         _ => filter(config)?,
     };
-    let builder = fmt().with_env_filter(filter).with_writer(|| LogWriter);
+    let builder = fmt()
+        .with_env_filter(filter)
+        .with_writer(|| LogWriter)
+        // A line that can't be written, on a full disk mostly, is lost. Complaining about that on
+        // standard error, which is the same file, would panic and take a fetch along.
+        .log_internal_errors(false);
     let started = match config.log_format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
         LogFormat::Text => builder

@@ -75,9 +75,13 @@ pub fn background(config: &Config, flags: &Flags, args: &[OsString], patience: D
     let program = std::env::current_exe().map_err(|e| failed(&e))?;
     let (ready, told) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(&e))?;
     fcntl_setfd(&told, FdFlags::empty()).map_err(|e| failed(&e))?;
-    let mut log = open_log(config).map_err(|e| failed(&e))?;
-    writeln!(log, "--- narfs {} started by process {}", env!("CARGO_PKG_VERSION"), std::process::id())
-        .map_err(|e| failed(&e))?;
+    let unwritable = |e: std::io::Error| {
+        let what = format!("the daemon's log {} can't be written", config.state_dir.join(LOG_FILE).display());
+        Failure::new(Exit::System, what).because(&e).hint("use another directory with --state-dir")
+    };
+    let mut log = open_log(config).map_err(unwritable)?;
+    // On a full disk the line is lost, and the daemon starts nevertheless.
+    let _ = writeln!(log, "--- narfs {} started by process {}", env!("CARGO_PKG_VERSION"), std::process::id());
     let mut command = Command::new(program);
     command
         .args(flags.to_args())

@@ -1,5 +1,5 @@
 //! What is mounted where, and why something can't be mounted on. Read from the kernel's table:
-//! a mount is never touched to learn of it, since one without a server would hang or fail.
+//! no thread that matters touches a mount to learn of it, since one without a server may hang.
 
 use std::{
     ffi::OsString,
@@ -7,12 +7,16 @@ use std::{
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use rustix::{io::Errno, mount::UnmountFlags};
 
 /// Type of our mounts in the kernel's table.
 pub(super) const TYPE: &str = "fuse.narfs";
+
+/// How long a mount may take to say that it lives: it answers from memory.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why there is no mount.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +51,14 @@ pub enum MountError {
 /// Says in words what mount(2) would say in numbers.
 pub(super) fn check(path: &Path) -> Result<(), MountError> {
     let refuse = |reason: String| Err(MountError::MountPoint { path: path.into(), reason });
+    let without_a_server = || {
+        let path = path.display();
+        refuse(format!("a mount without a server is left on it; remove it with: narfs umount {path}"))
+    };
     if mounted_by_narfs(path) {
+        if has_no_server(path) {
+            return without_a_server();
+        }
         let path = path.display();
         return refuse(format!("narfs is mounted there already; end that first with: narfs umount {path}"));
     }
@@ -56,16 +67,27 @@ pub(super) fn check(path: &Path) -> Result<(), MountError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return refuse(format!("it does not exist; make it with: mkdir -p {}", path.display()));
         }
-        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
-            let path = path.display();
-            return refuse(format!("a mount without a server is left on it; remove it with: narfs umount {path}"));
-        }
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => return without_a_server(),
         Err(e) => return refuse(e.to_string()),
     };
     if !found.is_dir() {
         return refuse("it is not a directory".into());
     }
     Ok(())
+}
+
+/// Whether the daemon of a mount is gone. One that hangs is not: so it is asked on a thread that
+/// nobody has to wait for.
+fn has_no_server(path: &Path) -> bool {
+    let (told, answer) = std::sync::mpsc::channel();
+    let path = path.to_owned();
+    std::thread::spawn(move || {
+        // The kernel may remember attributes, but asks for these each time.
+        let answer = rustix::fs::statfs(path);
+        // Nobody listens any more after the time is up.
+        let _ = told.send(answer.is_err_and(|e| e == Errno::NOTCONN));
+    });
+    answer.recv_timeout(ANSWERS_WITHIN).unwrap_or(false)
 }
 
 /// Unmounts; `lazily` also what is in use, which then ends with its last user. Without privilege

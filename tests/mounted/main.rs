@@ -4,7 +4,9 @@
 //! ```text
 //! attributes.rs  what programs see apart from bytes; read-only
 //! gate.rs        requests and upcalls of fixed workloads, counted
+//! lifecycle.rs   how mounts begin and end
 //! programs.rs    real programs from a mount over /nix/store
+//! status.rs      the status directory while things happen
 //! trees.rs       every packing of the caches against what the real nix unpacks
 //! ```
 
@@ -20,6 +22,8 @@ mod snapshot;
 
 mod attributes;
 mod gate;
+mod lifecycle;
 mod programs;
+mod status;
 mod trees;
 mod truth;
