@@ -11,6 +11,7 @@
 //! store         the lazy store: admission, fetch lanes, trust, progress
 //! fuse          the kernel protocol, and nothing but that
 //! daemon        one process for a state directory: mounts, control socket, lifetime
+//! demo          all of it shown on one machine
 //! config, cli   what a user says and sees
 //! ```
 //!
@@ -21,6 +22,7 @@ pub mod codec;
 pub mod config;
 pub mod content;
 pub mod daemon;
+pub mod demo;
 pub mod fuse;
 pub mod nix;
 pub mod store;

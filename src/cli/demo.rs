@@ -1,8 +1,12 @@
 //! `narfs demo`: the whole of narfs shown on one machine, with nothing needed and nothing left.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use super::parse::{duration, link_rate};
+use super::{
+    Failure,
+    parse::{duration, link_rate},
+};
+use crate::{config::Config, demo};
 
 const LONG: &str = "\
 Shows lazy loading at work, on this machine alone.
@@ -21,6 +25,7 @@ Exit status:
   0  shown, and what the program read was right
   1  something went wrong; it says what
   6  no FUSE here, or mounting is not allowed
+  130  interrupted; everything was removed, too
 
 Examples:
   $ narfs demo
@@ -42,4 +47,19 @@ pub struct DemoArgs {
     /// Print the figures as one JSON object when done, and no live picture
     #[arg(long)]
     pub json: bool,
+
+    /// What the program does that is run from the mount: read this file and print its SHA-256
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub read: Option<PathBuf>,
+}
+
+/// Shows it.
+///
+/// # Errors
+/// What went wrong.
+pub fn run(config: &Config, args: &DemoArgs) -> Result<(), Failure> {
+    match &args.read {
+        Some(file) => demo::read(file),
+        None => demo::show(args, config.color),
+    }
 }

@@ -71,14 +71,18 @@ fn attempt<T>(
 }
 
 /// The signals that end a command, caught instead.
-struct Signals {
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
 
 impl Signals {
-    fn catch(runtime: &Runtime) -> Result<Self, Failure> {
+    /// From now on.
+    ///
+    /// # Errors
+    /// When the system does not let us.
+    pub(crate) fn catch(runtime: &Runtime) -> Result<Self, Failure> {
         let _inside = runtime.enter();
         let catch = |kind| {
             signal(kind).map_err(|e| Failure::new(Exit::System, "signals can't be received").because(&e))
@@ -90,7 +94,8 @@ impl Signals {
         })
     }
 
-    async fn any(&mut self) {
+    /// Waits for one of them.
+    pub(crate) async fn any(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

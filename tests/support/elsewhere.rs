@@ -21,27 +21,33 @@ pub struct Place {
     pub user: bool,
     /// On a machine with a `/nix`.
     pub nix: bool,
+    /// Where an ordinary user may open `/dev/fuse`.
+    pub fuse: bool,
 }
 
 impl Place {
     pub const ROOT: Self = Self {
         user: false,
         nix: true,
+        fuse: true,
     };
     pub const USER: Self = Self {
         user: true,
         nix: true,
+        fuse: true,
     };
     /// Where nothing is installed.
     pub const BARE: Self = Self {
         user: true,
         nix: false,
+        fuse: true,
     };
     pub const ALL: [Self; 4] = [
         Self::ROOT,
         Self {
             user: false,
             nix: false,
+            fuse: true,
         },
         Self::USER,
         Self::BARE,
@@ -57,6 +63,9 @@ impl Place {
         let mut command = Command::new(script);
         if !self.nix {
             command.arg("--no-nix");
+        }
+        if !self.fuse {
+            command.arg("--closed-fuse");
         }
         if self.user {
             command.args(["--user", &USER.to_string()]);

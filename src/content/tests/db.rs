@@ -204,6 +204,7 @@ fn roots_and_facts_survive() {
     let dir = dir();
     let facts = PathFacts {
         first_seen: Some(5),
+        last_fetched: Some(7),
         fetched_from: Some("https://one".into()),
         last_error: Some(PathError {
             text: "gone".into(),
