@@ -16,6 +16,6 @@ pub mod trust;
 pub use cache_info::{CacheInfo, CacheInfoError};
 pub use compression::Compression;
 pub use hash::{HashError, NarHash, NarHasher};
-pub use narinfo::{NarInfo, NarInfoError};
+pub use narinfo::{MAX_NARINFO, NarInfo, NarInfoError};
 pub use store_path::{STORE_DIR, StorePath, StorePathError, StorePathHash};
 pub use trust::{KeyError, Signature, SigningKey, Trust, TrustedKeys};

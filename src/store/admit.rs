@@ -238,7 +238,7 @@ impl Core {
     }
 
     /// Gives the path its slot and its place in the table.
-    async fn take_in(&self, path: &StorePath, offer: &Offer, tree: Tree) -> Result<Arc<Path>, StoreError> {
+    async fn take_in(self: &Arc<Self>, path: &StorePath, offer: &Offer, tree: Tree) -> Result<Arc<Path>, StoreError> {
         let db = self.content.db();
         let (slot, known) = match self.paths.slot(&path.hash()) {
             Some((slot, entry)) if entry.store_path == *path => (slot, true),
@@ -265,6 +265,7 @@ impl Core {
             source: Arc::new(Source::of(offer)),
             nar: OnceLock::new(),
             touched: false.into(),
+            trust: Default::default(),
             health: Mutex::new(Health {
                 failing: false,
                 last: facts.last_error.map(|e| LastError { message: e.text, at: e.at, substituter: None }),
@@ -272,7 +273,7 @@ impl Core {
             first_seen: facts.first_seen.unwrap_or(now),
         });
         self.paths.insert(admitted.clone());
-        Ok(admitted)
+        self.with_right_tree(admitted).await
     }
 
     /// The first touch of a path admits its closure in the background.

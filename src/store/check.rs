@@ -1,6 +1,8 @@
 //! Hashing what is kept again, dropping what is damaged, fetching it anew.
 
-use super::{Core, Event, Lane, Store, StoreError};
+use std::sync::Arc;
+
+use super::{Core, Event, Lane, Store, StoreError, fetch::look_at};
 use crate::{
     content::{Damage, Kept},
     nix::{NarHash, StorePath},
@@ -140,11 +142,20 @@ impl Core {
             // All of it came in pieces, and nobody has hashed it yet.
             let file = self.content.nar(&kept.hash, size)?;
             *hashed += size;
-            if !file.verify()? {
-                file.discard()?;
-                self.emit(Event::ContentDropped(kept.hash));
-                return Ok(Some("its bytes are here and do not have the hash that was signed".into()));
-            }
+            let tree = Tree::open(&self.content.tree_path(&kept.hash)).ok().map(Arc::new);
+            let seen = look_at(&file, tree.as_ref())?;
+            let problem = match seen.mismatch {
+                _ if seen.hash != kept.hash => "its bytes are here and do not have the hash that was signed".into(),
+                Some(reason) => format!("the listing that its tree was made of is wrong: {reason}"),
+                None => {
+                    file.mark_verified()?;
+                    return Ok(None);
+                }
+            };
+            file.discard()?;
+            self.content.drop_tree(&kept.hash)?;
+            self.emit(Event::ContentDropped(kept.hash));
+            return Ok(Some(problem));
         }
         match Tree::open(&self.content.tree_path(&kept.hash)) {
             Err(error) if !error.is_missing() && !matches!(error, TreeError::Io { .. }) => {

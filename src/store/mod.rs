@@ -7,6 +7,7 @@
 //! ```text
 //! nodes.rs     names, attributes, directories, reads, by inode number
 //! admit.rs     store path ──▶ trusted narinfo ──▶ compiled tree ──▶ slot; whole closures
+//! beliefs.rs   trees that no NAR has confirmed yet
 //! caches.rs    in which order the caches are asked
 //! narinfo.rs   which cache has a path, and whether it is trusted
 //! describe.rs  what the caches say of paths that are not admitted
@@ -23,6 +24,7 @@
 //! are never held across an await, a system call or a callback.
 
 mod admit;
+mod beliefs;
 mod caches;
 mod check;
 mod counters;
@@ -270,32 +272,9 @@ impl Core {
         Ok(nar)
     }
 
-    /// The tree that was compiled from a verified NAR replaces whatever was believed before.
-    async fn adopt_index(self: &Arc<Self>, nar: &Arc<Nar>, image: &[u8]) -> Result<(), StoreError> {
-        let tree = Arc::new(self.keep_tree(&nar.hash, image)?);
-        nar.adopt_tree(tree.clone());
-        for old in self.paths.find(|p| p.nar_hash == nar.hash) {
-            if old.tree.same_as(&tree).is_ok() {
-                continue;
-            }
-            let slot = Slot(self.content.db().reallocate_slot(&old.store_path).await?);
-            self.paths.insert(Arc::new(Path {
-                slot,
-                store_path: old.store_path.clone(),
-                nar_hash: old.nar_hash,
-                nar_size: old.nar_size,
-                references: old.references.clone(),
-                tree: tree.clone(),
-                source: old.source.clone(),
-                nar: nar.clone().into(),
-                touched: true.into(),
-                health: Mutex::new(old.health()),
-                first_seen: old.first_seen,
-            }));
-            self.paths.retire(old.slot);
-            self.emit(Event::Replaced { old: old.slot, path: old.store_path.clone() });
-        }
-        Ok(())
+    /// The NAR with this hash, if anybody uses it.
+    fn living_nar(&self, hash: &NarHash) -> Option<Arc<Nar>> {
+        self.nars.lock().unwrap_or_else(PoisonError::into_inner).get(hash).and_then(Weak::upgrade)
     }
 
     /// The compiled tree of a NAR, if it is kept. A damaged one is as good as none.

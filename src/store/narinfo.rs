@@ -14,14 +14,16 @@ use tokio::sync::{SemaphorePermit, watch};
 
 use super::{Core, Lane, StoreError, unix_now};
 use crate::{
-    codec,
+    codec::{self, CodecError},
     content::NarinfoTtl,
-    nix::{NarInfo, StorePath, Trust},
-    substituter::{Deadline, FetchError, Substituter},
+    nix::{MAX_NARINFO, NarInfo, StorePath, Trust},
+    substituter::{Deadline, Document, FetchError, FetchFailure, Substituter},
 };
 
-/// Longest narinfo or listing that is unpacked, in bytes: a listing of ten million entries.
-const MAX_DOCUMENT: usize = 1 << 30;
+/// Longest listing that is unpacked, in bytes: one of ten million entries.
+const MAX_LISTING: usize = 1 << 30;
+/// Packed listings above this are unpacked on a thread of their own, in bytes: a millisecond's work.
+const UNPACK_ELSEWHERE: usize = 16 * 1024;
 
 /// The lane of a question, which changes when somebody comes who waits for the answer.
 pub(super) type Urgency = watch::Receiver<Lane>;
@@ -175,7 +177,7 @@ impl Core {
     pub(super) async fn narinfo_text(&self, substituter: &Substituter, path: &StorePath) -> Result<Option<Vec<u8>>, FetchError> {
         let deadline = Deadline::after(self.small_deadline());
         let document = substituter.narinfo(&path.hash(), deadline).await?;
-        Ok(document.map(|d| match codec::decode_small(d.encoding.as_deref(), &d.bytes, MAX_DOCUMENT) {
+        Ok(document.map(|d| match codec::decode_small(d.encoding.as_deref(), &d.bytes, MAX_NARINFO) {
             Ok(text) => text,
             Err(_) => d.bytes,
         }))
@@ -242,15 +244,42 @@ impl Core {
         let document = match substituter.listing(&path.hash(), deadline).await {
             Ok(Some(document)) => document,
             Ok(None) => return Ok(None),
+            Err(error) if of_this_listing(error.failure()) => {
+                tracing::warn!(%path, %error, "listing can't be had");
+                return Ok(None);
+            }
             Err(e) => return Err(self.fetch_error(path, e)),
         };
-        match codec::decode_small(document.encoding.as_deref(), &document.bytes, MAX_DOCUMENT) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) => {
+        match unpack(document).await {
+            Some(Ok(text)) => Ok(Some(text)),
+            None => Err(StoreError::Stopping),
+            Some(Err(error)) => {
                 // The path can still be had: from its NAR.
                 tracing::warn!(%path, substituter = substituter.name(), %error, "listing can't be unpacked");
                 Ok(None)
             }
         }
+    }
+}
+
+/// Whether it is this listing that can't be had, for good, and not the cache: then the path's NAR
+/// tells what is in it.
+fn of_this_listing(failure: &FetchFailure) -> bool {
+    matches!(
+        failure,
+        FetchFailure::TooLarge { .. }
+            | FetchFailure::Protocol(_)
+            | FetchFailure::RedirectLoop { .. }
+            | FetchFailure::BadAddress(_)
+            | FetchFailure::Downgrade(_)
+    )
+}
+
+/// Unpacks a listing, off the runtime's threads if it is large; `None` when the runtime ends.
+async fn unpack(document: Document) -> Option<Result<Vec<u8>, CodecError>> {
+    let unpack = |d: Document| codec::decode_small(d.encoding.as_deref(), &d.bytes, MAX_LISTING);
+    match document.bytes.len() {
+        0..UNPACK_ELSEWHERE => Some(unpack(document)),
+        _ => tokio::task::spawn_blocking(move || unpack(document)).await.ok(),
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     Core, Lane, Node, NodeId, Path, Slot, Store, StoreError, ViewId,
-    fetch::{Delivered, Want},
+    fetch::Delivered,
     status, unix_now,
 };
 use crate::{
@@ -247,7 +247,7 @@ impl Store {
                     Ok(range) => range,
                     Err(error) => return Some(Err(error)),
                 };
-                let done = self.0.read_kept(&path, &range, buf)?;
+                let done = self.0.read_kept(&path, entry, &range, buf)?;
                 if offset == 0 && done.is_ok() {
                     self.0.examine(&path, entry, buf);
                 }
@@ -329,7 +329,13 @@ impl Core {
     }
 
     /// Reads what is kept; `None` if it is not.
-    fn read_kept(&self, path: &Path, range: &Range<u64>, buf: &mut Vec<u8>) -> Option<Result<(), StoreError>> {
+    fn read_kept(
+        self: &Arc<Self>,
+        path: &Path,
+        entry: EntryIndex,
+        range: &Range<u64>,
+        buf: &mut Vec<u8>,
+    ) -> Option<Result<(), StoreError>> {
         if range.is_empty() {
             return Some(Ok(()));
         }
@@ -341,9 +347,14 @@ impl Core {
         if !self.can_serve(&nar, range.clone()) {
             return None;
         }
+        if let Err(error) = self.believed(path, entry, &nar)? {
+            return Some(Err(error));
+        }
         nar.file.touch(unix_now());
         buf.resize((range.end - range.start) as usize, 0);
         match nar.file.read_at(buf, range.start) {
+            // Replaced while it was read.
+            Ok(()) if path.is_replaced() => Some(Err(StoreError::NoNode)),
             Ok(()) => Some(Ok(())),
             // Dropped in this moment: fetch it again.
             Err(ContentError::Discarded { .. } | ContentError::NotValid { .. }) => None,
@@ -366,33 +377,23 @@ impl Core {
         // A NAR may be dropped between fetching and reading because another part of it turned out
         // damaged; then it is fetched anew. Twice in a row is not chance.
         for _ in 0..2 {
-            if let Some(done) = self.read_kept(path, &range, &mut buf) {
+            if let Some(done) = self.read_kept(path, entry, &range, &mut buf) {
                 return done.map(|()| buf);
             }
-            let header = self.header_of(path, entry);
-            let want = match &header {
-                Some(header) => self.want(header.start..range.end),
-                None => self.want(range.clone()),
-            };
-            let delivered = self.ensure(&nar, want.clone(), Lane::Demand).await?;
-            let (header_bytes, bytes) = match (delivered, &want) {
-                (Delivered::OnDisk, _) => {
-                    self.check_header(path, entry, &nar, header, None)?;
-                    self.read_ahead(&nar, &range, file_end(path, entry));
-                    continue;
-                }
-                (Delivered::Bytes(all), Want::Bytes(whole)) => {
-                    let cut = (range.start - whole.start) as usize;
-                    let rest = all[cut..].to_vec();
-                    (all, rest)
-                }
-                (Delivered::Bytes(_), _) => continue,
-            };
-            self.check_header(path, entry, &nar, header, Some(&header_bytes))?;
+            let (confirmed, delivered) = tokio::join!(
+                self.confirm(path, entry, &nar),
+                self.ensure(&nar, self.want(range.clone()), Lane::Demand)
+            );
+            confirmed?;
+            let delivered = delivered?;
             self.read_ahead(&nar, &range, file_end(path, entry));
-            return Ok(bytes);
+            match delivered {
+                Delivered::Bytes(_) if path.is_replaced() => return Err(StoreError::NoNode),
+                Delivered::Bytes(bytes) => return Ok(bytes),
+                Delivered::OnDisk => {}
+            }
         }
-        match self.read_kept(path, &range, &mut buf) {
+        match self.read_kept(path, entry, &range, &mut buf) {
             Some(done) => done.map(|()| buf),
             None => Err(StoreError::TimedOut {
                 path: path.store_path.clone(),

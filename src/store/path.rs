@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU32, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
 };
 
@@ -14,7 +17,7 @@ use super::{
 };
 use crate::{
     nix::{NarHash, StorePath, StorePathHash},
-    tree::Tree,
+    tree::{EntryIndex, Tree},
 };
 
 /// A store path that was admitted: its narinfo is trusted and its tree compiled.
@@ -34,9 +37,25 @@ pub struct Path {
     pub(super) source: Arc<Source>,
     pub(super) nar: OnceLock<Arc<Nar>>,
     pub(super) touched: AtomicBool,
+    pub(super) trust: TreeTrust,
     pub(super) health: Mutex<Health>,
     /// Unix seconds at which the path was admitted first.
     pub(super) first_seen: u64,
+}
+
+/// How far the path's tree was confirmed by its NAR.
+pub(super) struct TreeTrust {
+    /// The NAR turned out to have another tree.
+    replaced: AtomicBool,
+    /// The file that was compared last, and was right; a file is read in many parts.
+    confirmed: AtomicU32,
+}
+
+impl Default for TreeTrust {
+    fn default() -> Self {
+        // No tree has so many entries.
+        Self { replaced: AtomicBool::new(false), confirmed: AtomicU32::new(u32::MAX) }
+    }
 }
 
 /// What last went wrong with a path.
@@ -63,6 +82,26 @@ impl Path {
     /// Says that it is used; true for the first time.
     pub(super) fn touch(&self) -> bool {
         !self.touched.load(Relaxed) && !self.touched.swap(true, Relaxed)
+    }
+
+    /// Says that its tree is not that of its NAR: nothing is read through it from now on.
+    pub(super) fn set_replaced(&self) {
+        self.trust.replaced.store(true, SeqCst);
+    }
+
+    /// Whether its tree is known to be wrong.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.trust.replaced.load(SeqCst)
+    }
+
+    /// Whether this file was compared with the NAR and was right.
+    pub(super) fn confirmed(&self, entry: EntryIndex) -> bool {
+        self.trust.confirmed.load(Relaxed) == entry.0
+    }
+
+    /// Says that this file is where the tree has it.
+    pub(super) fn confirm(&self, entry: EntryIndex) {
+        self.trust.confirmed.store(entry.0, Relaxed);
     }
 
     /// What went wrong with it, unless it recovered.

@@ -1,10 +1,10 @@
 //! Keeping the store: fetching ahead of need, naming what is kept, telling listings that lie.
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     Core, Lane, Path, Store, StoreError,
-    fetch::{Nar, Want},
+    fetch::Want,
     path::SlotEntry,
 };
 use crate::{
@@ -80,38 +80,6 @@ impl Core {
         }
         let kept = self.kept_narinfo(&entry.store_path)?;
         Ok(kept.map(|(narinfo, _)| (narinfo.nar_hash, narinfo.references)))
-    }
-
-    /// The bytes of a file's NAR node in front of its contents, if it is not verified yet: they
-    /// tell whether the listing says the truth about this file.
-    pub(super) fn header_of(&self, path: &Path, entry: EntryIndex) -> Option<Range<u64>> {
-        path.tree.header_before(entry).map(|(range, _)| range)
-    }
-
-    /// Holds a file's NAR header against the tree; a difference means that the listing lies, and
-    /// the NAR is streamed and indexed instead.
-    pub(super) fn check_header(
-        self: &Arc<Self>,
-        path: &Arc<Path>,
-        entry: EntryIndex,
-        nar: &Arc<Nar>,
-        header: Option<Range<u64>>,
-        bytes: Option<&[u8]>,
-    ) -> Result<(), StoreError> {
-        let (Some(range), Some((_, expected))) = (header, path.tree.header_before(entry)) else { return Ok(()) };
-        let found = match bytes {
-            Some(bytes) => bytes.get(..expected.len()).unwrap_or_default().to_vec(),
-            None => {
-                let mut found = vec![0; expected.len()];
-                nar.file.read_at(&mut found, range.start)?;
-                found
-            }
-        };
-        if found == expected {
-            return Ok(());
-        }
-        let name = String::from_utf8_lossy(&path.tree.path_of(entry)).into_owned();
-        Err(self.listing_lied(nar, format!("at {name}")))
     }
 }
 

@@ -12,5 +12,6 @@
 mod support;
 
 mod damage;
+mod listings;
 mod narinfos;
 mod world;

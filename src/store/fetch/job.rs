@@ -24,7 +24,8 @@ impl Core {
             loop {
                 core.run_job(&nar).await;
                 let mut state = nar.state();
-                if state.waiters.is_empty() {
+                let wanted = state.complete_in.is_some() && (!nar.file.verified() || state.check.tree().is_none());
+                if state.waiters.is_empty() && !wanted {
                     state.job_runs = false;
                     return;
                 }
@@ -36,7 +37,10 @@ impl Core {
         // What arrives stays until it is whole and verified, however full it gets.
         let _hold = nar.file.hold();
         match self.try_sources(nar).await {
-            Ok(Done::Verified) => nar.answer_satisfied(),
+            Ok(Done::Verified) => {
+                nar.state().complete_in = None;
+                nar.answer_satisfied();
+            }
             Ok(Done::NobodyWaits) => {}
             Ok(Done::RandomAccess) => {
                 // Dropping the answers tells the readers to ask for pieces.
@@ -85,7 +89,11 @@ impl Core {
     ) -> Result<Done, SourceFailed> {
         loop {
             if nar.file.verified() {
-                return Ok(Done::Verified);
+                if !nar.doubts() {
+                    return Ok(Done::Verified);
+                }
+                self.index_on_disk(nar).await.map_err(SourceFailed::Stop)?;
+                continue;
             }
             if !matches!(nar.access(), Access::Stream) {
                 return Ok(Done::RandomAccess);
@@ -132,14 +140,14 @@ impl Core {
     }
 
     /// The tree came from a listing that the NAR contradicts: from now on the NAR is indexed.
-    fn distrust_tree(&self, nar: &Nar, substituter: &str, reason: String) -> Arc<StoreError> {
+    pub(super) fn distrust_tree(&self, nar: &Nar, substituter: &str, reason: String) -> Arc<StoreError> {
         let path = nar.path.clone();
         let error = Arc::new(StoreError::ListingLies { path, substituter: substituter.to_owned(), reason });
         self.note_failure(&nar.path, &error);
         nar.set_check(Check::Index);
         nar.set_access(Access::Stream);
-        // Offsets out of that listing mean nothing: who waits for them gets the error.
-        nar.answer_readers(|_| Err(error.clone()));
+        // Who waits for bytes waits on: if the NAR is damaged and not the listing, another cache
+        // serves them; else they are refused when the right tree is there.
         error
     }
 

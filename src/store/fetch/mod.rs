@@ -19,6 +19,7 @@
 
 mod decode;
 mod job;
+mod on_disk;
 mod pass;
 mod pieces;
 mod retry;
@@ -35,7 +36,7 @@ use std::{
 
 use tokio::sync::{Notify, oneshot};
 
-use super::{Core, Lane, StoreError, settings::Verify};
+use super::{Core, Lane, Path, StoreError, settings::Verify};
 use crate::{
     codec::BlockTable,
     content::NarFile,
@@ -43,6 +44,7 @@ use crate::{
     tree::Tree,
 };
 
+pub(crate) use on_disk::look_at;
 pub(crate) use source::{Source, Sources};
 
 /// One NAR and everybody who waits for parts of it.
@@ -168,10 +170,12 @@ impl Nar {
     }
 
     fn satisfied(&self, want: &Want) -> bool {
-        match want {
-            Want::Indexed => self.check().tree().is_some(),
-            want => on_disk(&self.file, want),
-        }
+        fulfilled(&self.file, want, self.doubts())
+    }
+
+    /// Whether its tree is unknown or in question: then an offset says nothing.
+    pub fn doubts(&self) -> bool {
+        self.state().check.tree().is_none()
     }
 
     /// Its tree, if there is one that is not in question.
@@ -231,12 +235,8 @@ impl Nar {
     fn answer_satisfied(&self) {
         let done: Vec<Waiter> = {
             let mut state = self.state();
-            let indexed = state.check.tree().is_some();
-            let done = |want: &Want| match want {
-                Want::Indexed => indexed,
-                want => on_disk(&self.file, want),
-            };
-            state.waiters.extract_if(.., |w| done(&w.want)).collect()
+            let doubts = state.check.tree().is_none();
+            state.waiters.extract_if(.., |w| fulfilled(&self.file, &w.want, doubts)).collect()
         };
         self.answer(done, |_| Ok(Delivered::OnDisk));
     }
@@ -257,9 +257,14 @@ impl Nar {
         self.state().waiters.extract_if(.., |w| matches!(w.want, Want::Bytes(_))).collect()
     }
 
-    /// Answers everybody who waits for bytes.
-    fn answer_readers(&self, with: impl FnMut(&mut Waiter) -> Result<Delivered, Arc<StoreError>>) {
-        self.answer(self.take_readers(), with);
+    /// The tree of a path is wrong: who waits for bytes through it waits for the wrong ones.
+    pub fn answer_wrong_tree(&self, path: &Path) {
+        let error = Arc::new(StoreError::ListingLies {
+            path: path.store_path.clone(),
+            substituter: path.source.substituter.name().to_owned(),
+            reason: "its tree was replaced".into(),
+        });
+        self.answer(self.take_readers(), |_| Err(error.clone()));
     }
 
     /// Sends everybody who waits for bytes to ask again, another way.
@@ -301,12 +306,13 @@ impl Nar {
     }
 }
 
-fn on_disk(file: &NarFile, want: &Want) -> bool {
-    match want {
-        Want::Bytes(range) => file.is_valid(range.clone()),
-        Want::Verified => file.verified(),
-        Want::Indexed => false,
-    }
+fn fulfilled(file: &NarFile, want: &Want, doubts: bool) -> bool {
+    !doubts
+        && match want {
+            Want::Bytes(range) => file.is_valid(range.clone()),
+            Want::Verified => file.verified(),
+            Want::Indexed => true,
+        }
 }
 
 impl Waiter {
@@ -452,7 +458,7 @@ impl Core {
 
     /// Has the whole NAR fetched and verified in `lane` without waiting for it.
     pub(crate) fn complete(self: &Arc<Self>, nar: &Arc<Nar>, lane: Lane) {
-        if nar.file.verified() {
+        if nar.file.verified() && !nar.doubts() {
             return;
         }
         {

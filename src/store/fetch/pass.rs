@@ -82,12 +82,18 @@ impl Core {
         let hash = match decoded.hash {
             Some(hash) => hash,
             None if !decoded.kept => return Ok(End::Unkept),
-            None => self.hash_on_disk(nar).await.map_err(PassError::Local)?,
+            None => {
+                let seen = self.look_at(nar).await.map_err(PassError::Local)?;
+                match seen.mismatch {
+                    Some(reason) if seen.hash == nar.hash => return Err(PassError::TreeWrong(reason)),
+                    _ => seen.hash,
+                }
+            }
         };
         if hash != nar.hash {
             return Err(PassError::Damaged(format!("its hash is {hash}, the narinfo says {}", nar.hash)));
         }
-        if decoded.mixed && decoded.kept && self.hash_on_disk(nar).await.map_err(PassError::Local)? != nar.hash {
+        if decoded.mixed && decoded.kept && self.look_at(nar).await.map_err(PassError::Local)?.hash != nar.hash {
             return Err(PassError::OldContentWrong);
         }
         if let Some(image) = decoded.index.filter(|_| indexing) {
@@ -99,14 +105,6 @@ impl Core {
         }
         nar.file.mark_verified().map_err(|e| PassError::Local(e.into()))?;
         Ok(End::Verified)
-    }
-
-    pub(super) async fn hash_on_disk(&self, nar: &Arc<Nar>) -> Result<crate::nix::NarHash, StoreError> {
-        let file = nar.file.clone();
-        match tokio::task::spawn_blocking(move || file.hash_now()).await {
-            Ok(hash) => Ok(hash?),
-            Err(_) => Err(StoreError::Stopping),
-        }
     }
 
     /// Feeds the decoder from the network, in its lane, over as many connections as it takes.

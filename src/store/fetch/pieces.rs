@@ -13,7 +13,7 @@ use futures_util::{
 };
 use tokio::sync::watch;
 
-use super::{Access, Check, Delivered, Nar, Source, Want, retry::wait_after};
+use super::{Access, Check, Delivered, Nar, Source, Want, on_disk::Seen, retry::wait_after};
 use crate::{
     codec::BlockTable,
     content::ContentError,
@@ -365,15 +365,25 @@ impl Core {
         if nar.file.verified() || !nar.file.complete() {
             return;
         }
-        match self.hash_on_disk(nar).await {
-            Ok(hash) if hash == nar.hash => {
+        match self.look_at(nar).await {
+            // All of it is right, but the tree: compiled anew, from the disk.
+            Ok(Seen { hash, mismatch: Some(reason) }) if hash == nar.hash => {
+                let source = nar.sources.first();
+                let name = source.as_ref().map_or("", |s| s.substituter.name());
+                drop(self.distrust_tree(nar, name, reason));
+                if let Err(error) = nar.file.mark_verified() {
+                    tracing::warn!(path = %nar.path, %error, "verified, but that could not be kept");
+                }
+                self.complete(nar, Lane::ReadAhead);
+            }
+            Ok(Seen { hash, .. }) if hash == nar.hash => {
                 if let Err(error) = nar.file.mark_verified() {
                     tracing::warn!(path = %nar.path, %error, "verified, but that could not be kept");
                 }
                 let from = nar.sources.first();
                 self.note_success(nar, from.as_ref().map_or("", |s| s.substituter.name()));
             }
-            Ok(hash) => {
+            Ok(Seen { hash, .. }) => {
                 // Pieces may come from several caches; the first is the one that is blamed. A job
                 // that runs goes on with the next; else the next reader starts one.
                 let Some(source) = nar.sources.usable().into_iter().next() else { return };
