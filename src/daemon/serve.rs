@@ -326,7 +326,7 @@ fn hint_for(error: &StoreError) -> Option<&'static str> {
         StoreError::Damaged { .. } => {
             "add another cache that has it with --cache, and tell the operators of this one; it is asked again in ten minutes"
         }
-        StoreError::NarInfo { .. } | StoreError::Nar { .. } => "add another cache that has it with --cache",
+        StoreError::NarInfo { .. } => "add another cache that has it with --cache",
         StoreError::Content(ContentError::NoSpace { .. }) => {
             "free disk space (`narfs gc` drops what nothing holds), or set another --state-dir"
         }

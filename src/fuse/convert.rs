@@ -89,7 +89,6 @@ pub(super) fn errno(error: &StoreError) -> Errno {
         | StoreError::Damaged { .. }
         | StoreError::ListingLies { .. }
         | StoreError::Listing { .. }
-        | StoreError::Nar { .. }
         | StoreError::Tree(_)
         | StoreError::Shared(_)
         | StoreError::Stopping => Errno::EIO,

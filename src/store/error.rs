@@ -6,7 +6,7 @@ use crate::{
     content::ContentError,
     nix::{NarInfoError, StorePath},
     substituter::FetchError,
-    tree::{ListingError, NarError, TreeError},
+    tree::{ListingError, TreeError},
 };
 
 /// An error of the store. Shared ones reach every waiter of a fetch.
@@ -64,7 +64,7 @@ pub enum StoreError {
         /// Who served it.
         substituter: String,
         /// What is wrong with it.
-        source: NarInfoError,
+        source: Box<NarInfoError>,
     },
     /// The network, a cache or its answer failed. Never the same as absent.
     #[error("{path}: {source}")]
@@ -117,17 +117,7 @@ pub enum StoreError {
         /// The path.
         path: StorePath,
         /// What is wrong with it.
-        source: ListingError,
-    },
-    /// The NAR can't be indexed.
-    #[error("{path}: {substituter} sent something that is no NAR: {source}")]
-    Nar {
-        /// The path.
-        path: StorePath,
-        /// Who sent it.
-        substituter: String,
-        /// Where it stops being a NAR.
-        source: NarError,
+        source: Box<ListingError>,
     },
     /// The state directory failed.
     #[error(transparent)]
@@ -165,8 +155,7 @@ impl StoreError {
             | Self::ForeignStore { substituter, .. }
             | Self::NarInfo { substituter, .. }
             | Self::Damaged { substituter, .. }
-            | Self::ListingLies { substituter, .. }
-            | Self::Nar { substituter, .. } => Some(substituter.clone()),
+            | Self::ListingLies { substituter, .. } => Some(substituter.clone()),
             Self::Fetch { source, .. } => Some(source.substituter().to_owned()),
             _ => None,
         }

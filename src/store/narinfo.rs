@@ -197,6 +197,7 @@ impl Core {
         let narinfo = match NarInfo::parse(text, &path.hash()) {
             Ok(narinfo) => narinfo,
             Err(source) => {
+                let source = Box::new(source);
                 return Answer::Failed(StoreError::NarInfo { path: path.clone(), substituter: name(), source });
             }
         };

@@ -55,7 +55,7 @@ fn roots_are_collected_last_with_their_closures() {
     place.run(&["prefetch", "-qc", &at(&packages.app, "")]).with(0);
     {
         let content = narfs::content::ContentStore::open(&place.state(), Default::default()).unwrap();
-        content.db().put_root("mine", &[packages.lib.path.clone()]).wait().unwrap();
+        content.db().put_root("mine", std::slice::from_ref(&packages.lib.path)).wait().unwrap();
     }
     let unrooted = place.run(&["gc", "--json"]).with(0);
     assert_eq!(dropped(&unrooted), [packages.app.path.absolute()], "lib refers to data");

@@ -160,7 +160,8 @@ fn decode(
         if let Some(skeleton) = &mut skeleton {
             skeleton.push(&piece).map_err(|e| DecodeError::TreeWrong(e.to_string()))?;
         }
-        mixed |= nar.file.missing(pos..pos + n as u64) != [pos..pos + n as u64];
+        let piece_range = pos..pos + n as u64;
+        mixed |= nar.file.missing(piece_range.clone()) != std::slice::from_ref(&piece_range);
         match nar.file.write_at_generation(generation, &piece, pos) {
             Ok(()) => nar.note_progress(),
             Err(e) if cannot_keep(&e) => {

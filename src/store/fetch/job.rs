@@ -62,8 +62,7 @@ impl Core {
         let mut last = None;
         loop {
             let sources = nar.sources.usable();
-            let mut failed = 0;
-            for source in &sources {
+            for (failed, source) in sources.iter().enumerate() {
                 // With another cache at hand, one that fails is left at once.
                 let patience = if sources.len() > failed + 1 { 1 } else { self.tries };
                 match self.one_source(nar, source, patience).await {
@@ -71,7 +70,6 @@ impl Core {
                     Err(SourceFailed::Try(error)) => last = Some(error),
                     Err(SourceFailed::Stop(error)) => return Err(error),
                 }
-                failed += 1;
             }
             if nar.sources.ask_others() && self.find_sources(nar).await {
                 continue;
