@@ -165,6 +165,7 @@ impl Core {
             other => other.to_string(),
         };
         source.quarantine(&reason);
+        nar.leave_blocks_of(source);
         if let Err(error) = nar.file.discard() {
             tracing::error!(path = %nar.path, %error, "damaged content could not be dropped");
         }

@@ -221,6 +221,14 @@ impl Nar {
         self.state().access = access;
     }
 
+    /// Blocks of this source's file are no longer asked for.
+    fn leave_blocks_of(&self, source: &Source) {
+        let mut state = self.state();
+        if matches!(&state.access, Access::Blocks(_, of) if std::ptr::eq(&**of, source)) {
+            state.access = Access::Stream;
+        }
+    }
+
     /// The NAR turned out to be this tree.
     pub fn adopt_tree(&self, tree: Arc<Tree>) {
         self.set_check(Check::Against(tree));

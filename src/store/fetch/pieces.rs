@@ -207,7 +207,10 @@ impl Core {
                                 let path = nar.path.clone();
                                 let error = StoreError::Damaged { path, substituter, reason };
                                 self.quarantine(nar, &source, &error);
-                                return failed(error);
+                                return match self.others_than(nar, &[source]).await {
+                                    true => no_way(),
+                                    false => failed(error),
+                                };
                             }
                             Err(_) => return failed(StoreError::Stopping),
                         }
@@ -386,7 +389,11 @@ impl Core {
             Ok(Seen { hash, .. }) => {
                 // Pieces may come from several caches; the first is the one that is blamed. A job
                 // that runs goes on with the next; else the next reader starts one.
-                let Some(source) = nar.sources.usable().into_iter().next() else { return };
+                let source = match nar.access() {
+                    Access::Blocks(_, source) => Some(source),
+                    _ => nar.sources.usable().into_iter().next(),
+                };
+                let Some(source) = source else { return };
                 let error = StoreError::Damaged {
                     path: nar.path.clone(),
                     substituter: source.substituter.name().to_owned(),
