@@ -89,7 +89,7 @@ pub enum Found {
 /// A directory that can be listed.
 pub enum Directory {
     /// The store paths of a view, with the view.
-    Root(ViewId, Vec<(Slot, StorePath, Kind)>),
+    Root(ViewId, Vec<(Slot, StorePath, Attr)>),
     /// The status files, with their store paths.
     Status(ViewId, Vec<(Slot, StorePath)>),
     /// A directory in a store path.
@@ -211,7 +211,7 @@ impl Store {
         let list = move |entries: Vec<(Slot, super::path::SlotEntry)>| {
             let known = entries.into_iter().filter_map(|(slot, entry)| {
                 let path = entry.path?;
-                Some((slot, entry.store_path, kind_of(&path, EntryIndex(0))?))
+                Some((slot, entry.store_path, entry_attr(view, &path, EntryIndex(0))?))
             });
             Ok(Directory::Root(view, known.collect()))
         };
@@ -456,15 +456,9 @@ impl Directory {
     /// Names behind the cookie `after` (0: from the beginning), in a stable order.
     pub fn entries(&self, after: u64) -> Box<dyn Iterator<Item = DirectoryEntry> + '_> {
         match self {
-            Directory::Root(view, paths) => Box::new(
-                paths.iter().filter(move |(slot, ..)| u64::from(slot.0) > after).map(|(slot, path, kind)| {
-                    let view = if *kind == Kind::Directory { *view } else { ViewId::WHOLE };
-                    let node = NodeId::of(Node::Entry { view, slot: *slot, entry: EntryIndex(0) });
-                    DirectoryEntry {
-                        next: slot.0.into(),
-                        name: path.to_string().into_bytes(),
-                        attr: Attr { node, kind: *kind, size: 0, mtime: STORE_MTIME, lasts: Lasts::Forever },
-                    }
+            Directory::Root(_, paths) => Box::new(
+                paths.iter().filter(move |(slot, ..)| u64::from(slot.0) > after).map(|(slot, path, attr)| {
+                    DirectoryEntry { next: slot.0.into(), name: path.to_string().into_bytes(), attr: *attr }
                 }),
             ),
             Directory::Status(view, paths) => {

@@ -303,22 +303,51 @@ impl Drop for Tmpfs {
     }
 }
 
+/// Fills a file system to the last byte.
+fn fill(directory: &Path) {
+    let mut filler = fs::File::create(directory.join("filler")).expect("made");
+    let full = std::io::copy(&mut std::io::repeat(0), &mut filler).expect_err("it is small");
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+}
+
 #[test]
 fn a_full_state_directory_serves_without_keeping() {
     let place = tempfile::tempdir().expect("a temporary directory");
     let root = corpus::store_path("redis-server");
     let trees = truth::trees(&root);
     for cache in ["zstd", "none"] {
-        let full = Tmpfs::new(&place.path().join(cache), "4m");
+        let full = Tmpfs::new(&place.path().join(cache), "8m");
         let url = format!("file://{}", corpus::cache(cache).display());
         let setup = Setup::new(url, corpus::public_key()).state(&full.0);
         let mounted = Mounted::start(setup);
+        fs::symlink_metadata(mounted.at(&root)).expect("it is there");
+        wait_until("the closure is known", || {
+            mounted.counters()["admitted"] == trees.len() as u64
+        });
+        fill(&full.0);
         for (name, wanted) in &*trees {
             let found = snapshot(&mounted.at(name));
             assert_same(&format!("{cache}: {name}"), &found, wanted);
         }
         drop(mounted);
     }
+}
+
+#[test]
+#[ignore = "fails: ENOSPC, since a slot that can't be written can't be given"]
+fn a_path_that_is_named_first_on_a_full_disk_is_served_too() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let root = corpus::store_path("redis-server");
+    let name = root
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned();
+    let trees = truth::trees(&root);
+    let full = Tmpfs::new(&place.path().join("state"), "8m");
+    let mounted = Mounted::start(zstd().state(&full.0));
+    fill(&full.0);
+    assert_same(&name, &snapshot(&mounted.at(&root)), &trees[&name]);
 }
 
 #[test]

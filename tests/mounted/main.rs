@@ -5,6 +5,7 @@
 //! attributes.rs  what programs see apart from bytes; read-only
 //! gate.rs        requests and upcalls of fixed workloads, counted
 //! lifecycle.rs   how mounts begin and end
+//! odd.rs         paths that no package has, made for the test
 //! programs.rs    real programs from a mount over /nix/store
 //! status.rs      the status directory while things happen
 //! trees.rs       every packing of the caches against what the real nix unpacks
@@ -12,6 +13,8 @@
 
 #[path = "../support/corpus.rs"]
 mod corpus;
+#[path = "../support/generated.rs"]
+mod generated;
 #[path = "../support/mounted.rs"]
 mod mounted;
 #[allow(dead_code, reason = "each test uses a part of it")]
@@ -19,10 +22,13 @@ mod mounted;
 mod scripted;
 #[path = "../support/snapshot.rs"]
 mod snapshot;
+#[path = "../support/synthetic.rs"]
+mod synthetic;
 
 mod attributes;
 mod gate;
 mod lifecycle;
+mod odd;
 mod programs;
 mod status;
 mod trees;
