@@ -218,6 +218,19 @@ fn what_cannot_be_run_says_why() {
 }
 
 #[test]
+fn without_the_device_it_says_what_to_do() {
+    let machine = Machine::new(Place {
+        fuse: false,
+        ..Place::BARE
+    });
+    let refused = output(&mut machine.python("print(1)"));
+    assert_says(&refused, 6, "");
+    let said = text(&refused.stderr);
+    assert!(said.contains("/dev/fuse can't be opened"), "{said}");
+    assert!(said.contains("chmod 0666 /dev/fuse"), "{said}");
+}
+
+#[test]
 fn a_daemon_with_other_settings_is_not_shared() {
     let machine = Machine::new(Place::USER);
     assert_says(&output(&mut machine.python("print(1)")), 0, "1\n");
@@ -283,6 +296,17 @@ fn what_was_fetched_is_there_for_the_next_daemon() {
     assert_says(&output(&mut machine.python(use_it)), 0, "3\n");
     assert_eq!(machine.nginx.requests()[before..], [], "warm: no request");
     assert_eq!(machine.daemons_started(), 3);
+}
+
+#[test]
+fn a_daemon_without_use_ends_by_itself() {
+    let machine = Machine::new(Place::BARE);
+    let mut command = machine.home.narfs();
+    let ended = output(command.args(["daemon", "--idle-exit", "100ms"]));
+    assert_says(&ended, 0, "");
+    let said = text(&ended.stderr);
+    assert!(said.contains("idle"), "{said}");
+    assert!(!machine.home.state().join("control.sock").exists());
 }
 
 #[test]

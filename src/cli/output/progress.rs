@@ -43,7 +43,10 @@ impl Write for LogWriter {
 #[derive(Debug, Clone, Default)]
 pub struct Meter {
     last: Option<(Instant, u64)>,
-    rate: Option<f64>,
+    /// The rates so far, each counting less the longer ago it was, and how much they count
+    /// together: a short first interval must not pass for the whole window.
+    sum: f64,
+    weight: f64,
 }
 
 impl Meter {
@@ -60,16 +63,18 @@ impl Meter {
         let current = total.saturating_sub(before) as f64 / seconds;
         // An exponential average that does not depend on how often this is called.
         let keep = (-seconds / RATE_WINDOW.as_secs_f64()).exp();
-        self.rate = Some(
-            self.rate
-                .map_or(current, |rate| rate * keep + current * (1.0 - keep)),
-        );
+        self.sum = self.sum * keep + current * (1.0 - keep);
+        self.weight = self.weight * keep + (1.0 - keep);
         self.last = Some((now, total));
     }
 
     /// Bytes per second; 0 before two updates.
     pub fn rate(&self) -> f64 {
-        self.rate.unwrap_or(0.0)
+        if self.weight > 0.0 {
+            self.sum / self.weight
+        } else {
+            0.0
+        }
     }
 
     /// The time that `bytes` will take at this rate; `None` if nothing arrives.
@@ -282,6 +287,16 @@ mod tests {
         // A stall shows within a few seconds.
         seldom.update(at(20_000), 10_000);
         assert!(seldom.rate() < 50.0, "{}", seldom.rate());
+    }
+
+    #[test]
+    fn a_burst_at_the_start_is_soon_forgotten() {
+        let start = Instant::now();
+        let mut meter = Meter::default();
+        meter.update(start, 0);
+        meter.update(start + Duration::from_millis(1), 1_000_000);
+        meter.update(start + Duration::from_millis(1001), 2_000_000);
+        assert!(meter.rate() < 2_100_000.0, "{}", meter.rate());
     }
 
     #[test]
