@@ -69,7 +69,9 @@ async fn write_file(store: &Store, file: &StoreFile) -> Result<bool, Failure> {
     };
     let mut offset = 0;
     while offset < size {
-        let piece = store.read_file(&place.path, place.entry, offset, PIECE).await;
+        let piece = store
+            .read_file(&place.path, place.entry, offset, PIECE)
+            .await;
         let piece = piece.map_err(|e| store_failure(&e))?;
         if piece.is_empty() {
             let what = format!("{} ends at byte {offset} of {size}", place.absolute());
@@ -78,7 +80,12 @@ async fn write_file(store: &Store, file: &StoreFile) -> Result<bool, Failure> {
         offset += piece.len() as u64;
         // A reader that is slow or stopped must not keep signals from being noticed.
         let written = tokio::task::spawn_blocking(move || output::write(&piece)).await;
-        let gone = |_| Err(Failure::new(Exit::Failure, "standard output cannot be written"));
+        let gone = |_| {
+            Err(Failure::new(
+                Exit::Failure,
+                "standard output cannot be written",
+            ))
+        };
         if !written.unwrap_or_else(gone)? {
             return Ok(false);
         }

@@ -81,7 +81,12 @@ impl<'a> Line<'a> {
             error: checked.error.as_deref(),
         };
         let nameless = checked.store_paths.is_empty().then_some(None);
-        checked.store_paths.iter().map(|path| Some(path.as_str())).chain(nameless).map(line)
+        checked
+            .store_paths
+            .iter()
+            .map(|path| Some(path.as_str()))
+            .chain(nameless)
+            .map(line)
     }
 
     fn name(&self) -> &'a str {
@@ -93,7 +98,13 @@ impl<'a> Line<'a> {
             (Some(problem), Some(error)) => format!("{problem}; not repaired: {error}"),
             (problem, _) => problem.unwrap_or_default().to_string(),
         };
-        format!("{}\t{}\t{}\t{}\n", word(self.condition), self.bytes, self.name(), printable(&wrong))
+        format!(
+            "{}\t{}\t{}\t{}\n",
+            word(self.condition),
+            self.bytes,
+            self.name(),
+            printable(&wrong)
+        )
     }
 }
 
@@ -113,7 +124,10 @@ pub fn run(config: &Config, args: &CheckArgs) -> Result<(), Failure> {
         }
     })?;
     let Some((report, unrepaired)) = answer else {
-        return Err(Failure::new(Exit::Unavailable, "the daemon's answer is no report"));
+        return Err(Failure::new(
+            Exit::Unavailable,
+            "the daemon's answer is no report",
+        ));
     };
     let terminal = Terminal::of_stdout(config.color);
     output::print(&text(&report, args.json, &terminal)?)?;
@@ -140,8 +154,19 @@ fn text(report: &CheckReport, json: bool, terminal: &Terminal) -> Result<String,
     }
     let mut text = String::new();
     for line in lines.iter().filter(|line| line.problem.is_some()) {
-        let state = terminal.paint(if line.condition == Condition::Repaired { 32 } else { 31 }, word(line.condition));
-        text.push_str(&format!("{state}  {}\n  {}\n", line.name(), printable(line.problem.unwrap_or_default())));
+        let state = terminal.paint(
+            if line.condition == Condition::Repaired {
+                32
+            } else {
+                31
+            },
+            word(line.condition),
+        );
+        text.push_str(&format!(
+            "{state}  {}\n  {}\n",
+            line.name(),
+            printable(line.problem.unwrap_or_default())
+        ));
         if let Some(error) = line.error {
             text.push_str(&format!("  not repaired: {}\n", printable(error)));
         }

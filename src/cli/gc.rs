@@ -85,14 +85,21 @@ struct Dropped<'a> {
 pub fn run(config: &Config, args: &GcArgs) -> Result<(), Failure> {
     let to = args.to.or(config.quota.bytes());
     let mut answer = None;
-    let request = Request::Gc { to, partial: args.partial, dry_run: args.dry_run };
+    let request = Request::Gc {
+        to,
+        partial: args.partial,
+        dry_run: args.dry_run,
+    };
     client::call(config, request, |reply| {
         if let Reply::Collected(collected) = reply {
             answer = Some(collected);
         }
     })?;
     let Some(collected) = answer else {
-        return Err(Failure::new(Exit::Unavailable, "the daemon's answer is no collection"));
+        return Err(Failure::new(
+            Exit::Unavailable,
+            "the daemon's answer is no collection",
+        ));
     };
     let terminal = Terminal::of_stdout(config.color);
     output::print(&text(&collected, args, &terminal)?)?;
@@ -105,7 +112,8 @@ pub fn run(config: &Config, args: &GcArgs) -> Result<(), Failure> {
                 human::bytes(kept(&collected)),
                 human::bytes(to)
             );
-            Err(Failure::new(Exit::Failure, what).hint("try again when the programs that read it have ended"))
+            Err(Failure::new(Exit::Failure, what)
+                .hint("try again when the programs that read it have ended"))
         }
     }
 }
@@ -139,7 +147,11 @@ fn text(collected: &Collected, args: &GcArgs, terminal: &Terminal) -> Result<Str
     let mut text = String::new();
     if args.dry_run {
         for nar in &collected.nars {
-            let names = if nar.paths.is_empty() { nar.nar.clone() } else { nar.paths.join(", ") };
+            let names = if nar.paths.is_empty() {
+                nar.nar.clone()
+            } else {
+                nar.paths.join(", ")
+            };
             text.push_str(&format!("{:>10}  {names}\n", human::bytes(nar.bytes)));
         }
     }

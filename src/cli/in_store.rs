@@ -1,9 +1,6 @@
 //! Finding files by path inside the store, over symbolic links, without a mount.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{Exit, Failure, StoreFile};
 use crate::{
@@ -27,7 +24,10 @@ pub struct Place {
 
 impl Place {
     fn root_of(path: Arc<Path>) -> Self {
-        Self { path, entry: EntryIndex(0) }
+        Self {
+            path,
+            entry: EntryIndex(0),
+        }
     }
 
     /// The directory it lies in; `None` for the store itself.
@@ -36,7 +36,10 @@ impl Place {
             0 => return None,
             _ => self.path.tree.parent(self.entry),
         };
-        Some(Self { path: self.path.clone(), entry })
+        Some(Self {
+            path: self.path.clone(),
+            entry,
+        })
     }
 
     /// What it is.
@@ -62,8 +65,15 @@ impl Place {
 /// When there is no such file, a link leads out of the store or in a circle, or a store path can't
 /// be had.
 pub async fn find(store: &Store, file: &StoreFile, follow_last: bool) -> Result<Place, Failure> {
-    let mut search = Search { asked: file.absolute(), at: None, left: VecDeque::new(), links: 0 };
-    search.left.push_back(file.store_path.to_string().into_bytes());
+    let mut search = Search {
+        asked: file.absolute(),
+        at: None,
+        left: VecDeque::new(),
+        links: 0,
+    };
+    search
+        .left
+        .push_back(file.store_path.to_string().into_bytes());
     search.left.extend(components(file.inside.as_bytes()));
     search.run(store, follow_last).await
 }
@@ -82,7 +92,9 @@ impl Search {
     async fn run(mut self, store: &Store, follow_last: bool) -> Result<Place, Failure> {
         while let Some(name) = self.left.pop_front() {
             if name == b".." {
-                let Some(place) = self.at.take() else { return Err(self.outside("..")) };
+                let Some(place) = self.at.take() else {
+                    return Err(self.outside(".."));
+                };
                 self.at = place.parent();
                 continue;
             }
@@ -107,9 +119,17 @@ impl Search {
 
     async fn store_path(&self, store: &Store, name: &[u8]) -> Result<Place, Failure> {
         let path = StorePath::from_bytes(name).map_err(|e| {
-            self.failure(format!("it leads to {STORE_DIR}/{}, which is no store path", text(name))).because(&e)
+            self.failure(format!(
+                "it leads to {STORE_DIR}/{}, which is no store path",
+                text(name)
+            ))
+            .because(&e)
         })?;
-        store.admit(&path).await.map(Place::root_of).map_err(|e| store_failure(&e))
+        store
+            .admit(&path)
+            .await
+            .map(Place::root_of)
+            .map_err(|e| store_failure(&e))
     }
 
     fn child(&self, directory: &Place, name: &[u8]) -> Result<Place, Failure> {
@@ -117,14 +137,22 @@ impl Search {
             return Err(self.failure(format!("{} is no directory", directory.absolute())));
         }
         let entry = directory.path.tree.lookup(directory.entry, name);
-        let entry = entry.ok_or_else(|| self.failure(format!("{} has no {}", directory.absolute(), text(name))))?;
-        Ok(Place { path: directory.path.clone(), entry })
+        let entry = entry.ok_or_else(|| {
+            self.failure(format!("{} has no {}", directory.absolute(), text(name)))
+        })?;
+        Ok(Place {
+            path: directory.path.clone(),
+            entry,
+        })
     }
 
     fn follow(&mut self, link: &Place, target: &[u8]) -> Result<(), Failure> {
         self.links += 1;
         if self.links > MAX_LINKS {
-            return Err(self.failure(format!("more than {MAX_LINKS} symbolic links, the last one {}", link.absolute())));
+            return Err(self.failure(format!(
+                "more than {MAX_LINKS} symbolic links, the last one {}",
+                link.absolute()
+            )));
         }
         let inside = match target.strip_prefix(STORE_DIR.as_bytes()) {
             Some(rest) if rest.first() == Some(&b'/') => {
@@ -146,7 +174,10 @@ impl Search {
     }
 
     fn failure(&self, why: String) -> Failure {
-        Failure::new(Exit::NotFound, format!("{} cannot be found: {why}", self.asked))
+        Failure::new(
+            Exit::NotFound,
+            format!("{} cannot be found: {why}", self.asked),
+        )
     }
 
     fn outside(&self, by: &str) -> Failure {
@@ -156,7 +187,10 @@ impl Search {
 
 fn components(path: &[u8]) -> Vec<Vec<u8>> {
     let real = |name: &&[u8]| !name.is_empty() && *name != b".";
-    path.split(|b| *b == b'/').filter(real).map(<[u8]>::to_vec).collect()
+    path.split(|b| *b == b'/')
+        .filter(real)
+        .map(<[u8]>::to_vec)
+        .collect()
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -61,10 +61,16 @@ pub struct LsArgs {
 /// # Errors
 /// When there is no such path or file, or it can't be had.
 pub fn run(config: &Config, args: &LsArgs) -> Result<(), Failure> {
-    let place = with_scratch_store(config, async |store| in_store::find(store, &args.path, false).await)?;
+    let place = with_scratch_store(config, async |store| {
+        in_store::find(store, &args.path, false).await
+    })?;
     let terminal = Terminal::of_stdout(config.color);
     if args.json {
-        let value = node(&place.path.tree, place.entry, if args.recursive { u32::MAX } else { 1 });
+        let value = node(
+            &place.path.tree,
+            place.entry,
+            if args.recursive { u32::MAX } else { 1 },
+        );
         return output::print(&output::json(&value, terminal.width.is_some())?);
     }
     let mut listed = Vec::new();
@@ -103,11 +109,17 @@ fn collect(place: &Place, recursive: bool, listed: &mut Listed) {
 }
 
 fn text(tree: &Tree, listed: &Listed, long: bool, terminal: &Terminal) -> Vec<u8> {
-    let width = listed.iter().map(|(entry, _)| size(tree, *entry).to_string().len()).max().unwrap_or(0);
+    let width = listed
+        .iter()
+        .map(|(entry, _)| size(tree, *entry).to_string().len())
+        .max()
+        .unwrap_or(0);
     let mut text = Vec::new();
     for (entry, name) in listed {
         if long {
-            text.extend(format!("{} {:>width$} ", mode(tree, *entry), size(tree, *entry)).into_bytes());
+            text.extend(
+                format!("{} {:>width$} ", mode(tree, *entry), size(tree, *entry)).into_bytes(),
+            );
         }
         text.extend(shown(name, terminal));
         if let (true, Some(Node::Symlink { target })) = (long, tree.node(*entry)) {
@@ -125,7 +137,10 @@ fn shown(name: &[u8], terminal: &Terminal) -> Vec<u8> {
         None => name.to_vec(),
         Some(_) => {
             let text = String::from_utf8_lossy(name);
-            text.chars().map(|c| if c.is_control() { '?' } else { c }).collect::<String>().into_bytes()
+            text.chars()
+                .map(|c| if c.is_control() { '?' } else { c })
+                .collect::<String>()
+                .into_bytes()
         }
     }
 }
@@ -133,8 +148,12 @@ fn shown(name: &[u8], terminal: &Terminal) -> Vec<u8> {
 fn mode(tree: &Tree, entry: EntryIndex) -> &'static str {
     match tree.node(entry) {
         Some(Node::Directory { .. }) | None => "dr-xr-xr-x",
-        Some(Node::Regular { executable: true, .. }) => "-r-xr-xr-x",
-        Some(Node::Regular { executable: false, .. }) => "-r--r--r--",
+        Some(Node::Regular {
+            executable: true, ..
+        }) => "-r-xr-xr-x",
+        Some(Node::Regular {
+            executable: false, ..
+        }) => "-r--r--r--",
         Some(Node::Symlink { .. }) => "lrwxrwxrwx",
     }
 }
@@ -151,7 +170,11 @@ fn size(tree: &Tree, entry: EntryIndex) -> u64 {
 /// trees may have ([`crate::tree`]).
 fn node(tree: &Tree, entry: EntryIndex, depth: u32) -> Value {
     match tree.node(entry) {
-        Some(Node::Regular { executable: true, size, .. }) => {
+        Some(Node::Regular {
+            executable: true,
+            size,
+            ..
+        }) => {
             json!({"type": "regular", "size": size, "executable": true})
         }
         Some(Node::Regular { size, .. }) => json!({"type": "regular", "size": size}),
@@ -161,7 +184,10 @@ fn node(tree: &Tree, entry: EntryIndex, depth: u32) -> Value {
         Some(Node::Directory { children }) if depth > 0 => {
             let child = |n| {
                 let entry = EntryIndex(n);
-                (String::from_utf8_lossy(tree.name(entry)).into_owned(), node(tree, entry, depth - 1))
+                (
+                    String::from_utf8_lossy(tree.name(entry)).into_owned(),
+                    node(tree, entry, depth - 1),
+                )
             };
             let entries: Map<String, Value> = children.map(child).collect();
             json!({"type": "directory", "entries": entries})

@@ -96,7 +96,9 @@ impl<'a> Line<'a> {
     }
 
     fn columns(&self) -> String {
-        let packed = self.file_size.map_or_else(|| "-".into(), |size| size.to_string());
+        let packed = self
+            .file_size
+            .map_or_else(|| "-".into(), |size| size.to_string());
         format!(
             "{}\t{}\t{packed}\t{}\t{}\t{}\n",
             self.path, self.nar_size, self.compression, self.trust, self.substituter
@@ -104,19 +106,29 @@ impl<'a> Line<'a> {
     }
 
     fn paragraph(&self) -> String {
-        let packed = self.file_size.map_or_else(|| "unknown".into(), human::bytes);
+        let packed = self
+            .file_size
+            .map_or_else(|| "unknown".into(), human::bytes);
         let mut text = format!("{}\n", self.path);
-        let mut field = |name: &str, value: &str| text.push_str(&format!("  {name:<11} {}\n", printable(value)));
+        let mut field = |name: &str, value: &str| {
+            text.push_str(&format!("  {name:<11} {}\n", printable(value)))
+        };
         field("unpacked", &human::bytes(self.nar_size));
         field("packed", &format!("{packed}, {}", self.compression));
         field("NAR hash", &self.nar_hash);
         field("cache", self.substituter);
         field("URL", self.url);
         field("trust", &self.trust);
-        self.signatures.iter().for_each(|signature| field("signature", signature));
+        self.signatures
+            .iter()
+            .for_each(|signature| field("signature", signature));
         self.ca.iter().for_each(|ca| field("content", ca));
-        self.deriver.iter().for_each(|deriver| field("deriver", deriver));
-        self.references.iter().for_each(|reference| field("refers to", reference));
+        self.deriver
+            .iter()
+            .for_each(|deriver| field("deriver", deriver));
+        self.references
+            .iter()
+            .for_each(|reference| field("refers to", reference));
         text
     }
 }
@@ -144,14 +156,23 @@ pub fn run(config: &Config, args: &PathInfoArgs) -> Result<(), Failure> {
             }
         })
     })?;
-    let known: Vec<&Description> = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()).collect();
+    let known: Vec<&Description> = answers
+        .iter()
+        .filter_map(|(_, answer)| answer.as_ref().ok())
+        .collect();
     let terminal = Terminal::of_stdout(config.color);
     output::print(&text(&known, args, &terminal)?)?;
-    let failed: Vec<&StoreError> = answers.iter().filter_map(|(_, answer)| answer.as_ref().err()).collect();
+    let failed: Vec<&StoreError> = answers
+        .iter()
+        .filter_map(|(_, answer)| answer.as_ref().err())
+        .collect();
     if let Some((first, others)) = failed.split_first() {
         let mut failure = store_failure(first);
         if !others.is_empty() {
-            failure.causes.push(format!("{} failed too", human::count(others.len() as u64, "other path")));
+            failure.causes.push(format!(
+                "{} failed too",
+                human::count(others.len() as u64, "other path")
+            ));
         }
         return Err(failure);
     }
@@ -167,8 +188,15 @@ pub fn run(config: &Config, args: &PathInfoArgs) -> Result<(), Failure> {
     }
 }
 
-fn text(known: &[&Description], args: &PathInfoArgs, terminal: &Terminal) -> Result<String, Failure> {
-    let lines: Vec<Line<'_>> = known.iter().map(|description| Line::of(description)).collect();
+fn text(
+    known: &[&Description],
+    args: &PathInfoArgs,
+    terminal: &Terminal,
+) -> Result<String, Failure> {
+    let lines: Vec<Line<'_>> = known
+        .iter()
+        .map(|description| Line::of(description))
+        .collect();
     if args.json {
         return output::json(&lines, terminal.width.is_some());
     }
@@ -176,7 +204,11 @@ fn text(known: &[&Description], args: &PathInfoArgs, terminal: &Terminal) -> Res
         return Ok(lines.iter().map(Line::columns).collect());
     }
     if !args.closure {
-        return Ok(lines.iter().map(Line::paragraph).collect::<Vec<_>>().join("\n"));
+        return Ok(lines
+            .iter()
+            .map(Line::paragraph)
+            .collect::<Vec<_>>()
+            .join("\n"));
     }
     let mut text = String::new();
     for line in &lines {
@@ -185,7 +217,11 @@ fn text(known: &[&Description], args: &PathInfoArgs, terminal: &Terminal) -> Res
             "untrusted" => terminal.paint(31, "  untrusted"),
             _ => String::new(),
         };
-        text.push_str(&format!("{:>10}  {packed:>10}  {}{trust}\n", human::bytes(line.nar_size), line.path));
+        text.push_str(&format!(
+            "{:>10}  {packed:>10}  {}{trust}\n",
+            human::bytes(line.nar_size),
+            line.path
+        ));
     }
     text.push_str(&format!(
         "\n{}, {} unpacked, {} packed\n",

@@ -94,7 +94,9 @@ pub fn run(config: &Config, args: &StatusArgs) -> Result<(), Failure> {
 
 fn ask(config: &Config, paths: &[StorePath]) -> Result<(Summary, Vec<PathStatus>), Failure> {
     let mut answer = None;
-    let request = protocol::Request::Status { paths: paths.iter().map(StorePath::to_string).collect() };
+    let request = protocol::Request::Status {
+        paths: paths.iter().map(StorePath::to_string).collect(),
+    };
     client::call(config, request, |reply| {
         if let protocol::Reply::Status { summary, paths } = reply {
             answer = Some((*summary, paths));
@@ -109,12 +111,19 @@ fn all_known(asked: &[StorePath], found: &[PathStatus]) -> Result<(), Failure> {
         None => Ok(()),
         Some(path) => {
             let what = format!("{} is not known here", path.absolute());
-            Err(Failure::new(Exit::NotFound, what).hint("a path becomes known when it is looked up in the mount, or by `narfs prefetch`"))
+            Err(Failure::new(Exit::NotFound, what).hint(
+                "a path becomes known when it is looked up in the mount, or by `narfs prefetch`",
+            ))
         }
     }
 }
 
-fn text(config: &Config, args: &StatusArgs, summary: &Summary, paths: &[PathStatus]) -> Result<String, Failure> {
+fn text(
+    config: &Config,
+    args: &StatusArgs,
+    summary: &Summary,
+    paths: &[PathStatus],
+) -> Result<String, Failure> {
     let terminal = Terminal::of_stdout(config.color);
     if args.json {
         let document = Document { summary, paths };
@@ -140,16 +149,27 @@ fn redrawn(table: &str, height: Option<usize>) -> String {
     let room = height.map_or(lines.len(), |height| height.saturating_sub(1));
     let mut text = HOME.to_string();
     if lines.len() <= room {
-        lines.iter().for_each(|line| text.extend([line, REST_OF_LINE]));
+        lines
+            .iter()
+            .for_each(|line| text.extend([line, REST_OF_LINE]));
     } else {
         // The totals at the end tell most; the first paths are as good as any.
-        let totals = lines.iter().rev().take_while(|line| !line.is_empty()).count().min(room.saturating_sub(1));
+        let totals = lines
+            .iter()
+            .rev()
+            .take_while(|line| !line.is_empty())
+            .count()
+            .min(room.saturating_sub(1));
         let shown = room.saturating_sub(totals + 1);
-        lines[..shown].iter().for_each(|line| text.extend([line, REST_OF_LINE]));
+        lines[..shown]
+            .iter()
+            .for_each(|line| text.extend([line, REST_OF_LINE]));
         let hidden = lines.len() - totals - shown;
         text.push_str(&format!("  ({hidden} more lines)"));
         text.push_str(REST_OF_LINE);
-        lines[lines.len() - totals..].iter().for_each(|line| text.extend([line, REST_OF_LINE]));
+        lines[lines.len() - totals..]
+            .iter()
+            .for_each(|line| text.extend([line, REST_OF_LINE]));
     }
     text.push_str(REST_OF_SCREEN);
     text
@@ -161,17 +181,30 @@ mod tests {
 
     fn shown(height: Option<usize>) -> Vec<String> {
         let text = redrawn("a\nb\nc\nd\n\ntotals\ncache\n", height);
-        let text = text.strip_prefix("\u{1b}[H").unwrap().strip_suffix("\u{1b}[J").unwrap();
-        text.split_terminator("\u{1b}[K\n").map(String::from).collect()
+        let text = text
+            .strip_prefix("\u{1b}[H")
+            .unwrap()
+            .strip_suffix("\u{1b}[J")
+            .unwrap();
+        text.split_terminator("\u{1b}[K\n")
+            .map(String::from)
+            .collect()
     }
 
     #[test]
     fn a_long_table_never_scrolls_and_keeps_its_totals() {
         assert_eq!(shown(None), ["a", "b", "c", "d", "", "totals", "cache"]);
         assert_eq!(shown(Some(8)).len(), 7);
-        assert_eq!(shown(Some(6)), ["a", "b", "  (3 more lines)", "totals", "cache"]);
+        assert_eq!(
+            shown(Some(6)),
+            ["a", "b", "  (3 more lines)", "totals", "cache"]
+        );
         for height in 1..8 {
-            assert!(shown(Some(height)).len() < height.max(2), "{height}: {:?}", shown(Some(height)));
+            assert!(
+                shown(Some(height)).len() < height.max(2),
+                "{height}: {:?}",
+                shown(Some(height))
+            );
         }
     }
 }

@@ -128,7 +128,10 @@ pub enum Reply {
 impl Request {
     /// Whether it shows or frees what is kept, and nothing where nothing is.
     pub fn needs_state(&self) -> bool {
-        matches!(self, Self::Status { .. } | Self::Check { .. } | Self::Gc { .. })
+        matches!(
+            self,
+            Self::Status { .. } | Self::Check { .. } | Self::Gc { .. }
+        )
     }
 }
 

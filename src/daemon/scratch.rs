@@ -24,10 +24,18 @@ const END: Duration = Duration::from_secs(1);
 /// # Errors
 /// When it can't be made.
 pub fn scratch_directory() -> Result<TempDir, Failure> {
-    tempfile::Builder::new().prefix("narfs-").tempdir().map_err(|e| {
-        let what = format!("no directory can be made in {}", std::env::temp_dir().display());
-        Failure::new(Exit::System, what).because(&e).hint("set TMPDIR to a directory with room")
-    })
+    tempfile::Builder::new()
+        .prefix("narfs-")
+        .tempdir()
+        .map_err(|e| {
+            let what = format!(
+                "no directory can be made in {}",
+                std::env::temp_dir().display()
+            );
+            Failure::new(Exit::System, what)
+                .because(&e)
+                .hint("set TMPDIR to a directory with room")
+        })
 }
 
 /// Does `work` with a store that is empty at first and gone afterwards.
@@ -85,7 +93,8 @@ impl Signals {
     pub(crate) fn catch(runtime: &Runtime) -> Result<Self, Failure> {
         let _inside = runtime.enter();
         let catch = |kind| {
-            signal(kind).map_err(|e| Failure::new(Exit::System, "signals can't be received").because(&e))
+            signal(kind)
+                .map_err(|e| Failure::new(Exit::System, "signals can't be received").because(&e))
         };
         Ok(Self {
             interrupt: catch(SignalKind::interrupt())?,

@@ -41,16 +41,23 @@ pub(super) fn handle(store: &Store, request: Request, say: Say<'_>) -> io::Resul
         Request::Admit { path } => admit(store, &path),
         Request::Prefetch { paths, closure } => prefetch(store, &paths, closure, say)?,
         Request::Check { paths, repair } => check(store, &paths, repair, say)?,
-        Request::Gc { to, partial, dry_run } => collect(store, to, partial, dry_run),
-        Request::Info | Request::Attach | Request::Stop => {
-            Ok(Reply::Refused { message: "no daemon runs for this state directory".into() })
-        }
+        Request::Gc {
+            to,
+            partial,
+            dry_run,
+        } => collect(store, to, partial, dry_run),
+        Request::Info | Request::Attach | Request::Stop => Ok(Reply::Refused {
+            message: "no daemon runs for this state directory".into(),
+        }),
     };
     say(outcome.unwrap_or_else(|failure| Reply::from(&failure)))
 }
 
 fn parse(paths: &[String]) -> Result<Vec<StorePath>, Failure> {
-    paths.iter().map(|p| StorePath::parse(p).map_err(|e| Failure::from_error(Exit::Usage, &e))).collect()
+    paths
+        .iter()
+        .map(|p| StorePath::parse(p).map_err(|e| Failure::from_error(Exit::Usage, &e)))
+        .collect()
 }
 
 fn status(store: &Store, paths: &[String]) -> Result<Reply, Failure> {
@@ -59,12 +66,18 @@ fn status(store: &Store, paths: &[String]) -> Result<Reply, Failure> {
     if !wanted.is_empty() {
         all.retain(|s| wanted.contains(&s.store_path));
     }
-    Ok(Reply::Status { summary: Box::new(summary), paths: all })
+    Ok(Reply::Status {
+        summary: Box::new(summary),
+        paths: all,
+    })
 }
 
 fn admit(store: &Store, path: &str) -> Result<Reply, Failure> {
     let path = parse(&[path.to_owned()])?.remove(0);
-    store.runtime().block_on(store.admit(&path)).map_err(|e| store_failure(&e))?;
+    store
+        .runtime()
+        .block_on(store.admit(&path))
+        .map_err(|e| store_failure(&e))?;
     Ok(Reply::Done)
 }
 
@@ -74,7 +87,9 @@ fn prefetch(store: &Store, paths: &[String], closure: bool, say: Say<'_>) -> Ans
         Err(failure) => return Ok(Err(failure)),
     };
     let mut failed = Vec::new();
-    let admitted = store.runtime().block_on(admit_all(store, &roots, closure, &mut failed));
+    let admitted = store
+        .runtime()
+        .block_on(admit_all(store, &roots, closure, &mut failed));
     // What can be had is fetched also if something else can't be.
     let (fetching, wanted) = (store.clone(), admitted.clone());
     let fetch = store.runtime().spawn(async move {
@@ -82,15 +97,23 @@ fn prefetch(store: &Store, paths: &[String], closure: bool, say: Say<'_>) -> Ans
             let store = fetching.clone();
             async move { store.prefetch(&path, Lane::ReadAhead).await.err() }
         };
-        let outcomes = stream::iter(wanted).map(one).buffer_unordered(PREFETCH_AT_ONCE);
-        outcomes.filter_map(std::future::ready).map(Arc::new).collect::<Vec<_>>().await
+        let outcomes = stream::iter(wanted)
+            .map(one)
+            .buffer_unordered(PREFETCH_AT_ONCE);
+        outcomes
+            .filter_map(std::future::ready)
+            .map(Arc::new)
+            .collect::<Vec<_>>()
+            .await
     });
     let mut told: Option<Instant> = None;
     loop {
         let running = !fetch.is_finished();
         if !running || told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
             told = Some(Instant::now());
-            say(Reply::Progress { paths: admitted.iter().map(|p| store.path_status(p)).collect() })?;
+            say(Reply::Progress {
+                paths: admitted.iter().map(|p| store.path_status(p)).collect(),
+            })?;
         }
         if !running {
             break;
@@ -111,7 +134,11 @@ async fn admit_all(
     if closure {
         let report = store.admit_closure(roots, Lane::Demand).await;
         failed.extend(report.failed.into_iter().map(|(_, error)| error));
-        return report.admitted.iter().filter_map(|p| store.known(p)).collect();
+        return report
+            .admitted
+            .iter()
+            .filter_map(|p| store.known(p))
+            .collect();
     }
     let mut admitted = Vec::new();
     for path in roots {
@@ -132,12 +159,17 @@ fn outcome_of_prefetch(
         let mut failure = store_failure(first);
         if !others.is_empty() {
             let others = human::count(others.len() as u64, "other path");
-            failure.causes.push(format!("{others} failed too; the rest is here"));
+            failure
+                .causes
+                .push(format!("{others} failed too; the rest is here"));
         }
         return Err(failure);
     }
     // A quota that is too small evicted the first while the last came.
-    let gone = admitted.iter().filter(|path| !store.path_status(path).verified).count() as u64;
+    let gone = admitted
+        .iter()
+        .filter(|path| !store.path_status(path).verified)
+        .count() as u64;
     match gone {
         0 => Ok(Reply::Done),
         _ => {
@@ -158,7 +190,9 @@ fn check(store: &Store, paths: &[String], repair: bool, say: Say<'_>) -> Answer 
     };
     if let Some(unknown) = unknown(store, &wanted) {
         let what = format!("{} is not known here", unknown.absolute());
-        return Ok(Err(Failure::new(Exit::NotFound, what).hint("`narfs status` shows what is")));
+        return Ok(Err(
+            Failure::new(Exit::NotFound, what).hint("`narfs status` shows what is")
+        ));
     }
     let mut told = Instant::now();
     let mut lost = None;
@@ -178,7 +212,9 @@ fn check(store: &Store, paths: &[String], repair: bool, say: Say<'_>) -> Answer 
     let mut unrepaired = None;
     if repair && report.of(Condition::Damaged).next().is_some() {
         let repaired = store.runtime().block_on(store.repair(&mut report));
-        unrepaired = repaired.err().map(|error| store_failure(&error).exit.code());
+        unrepaired = repaired
+            .err()
+            .map(|error| store_failure(&error).exit.code());
     }
     Ok(Ok(Reply::Checked { report, unrepaired }))
 }
@@ -189,7 +225,9 @@ fn unknown<'a>(store: &Store, paths: &'a [StorePath]) -> Option<&'a StorePath> {
         return None;
     }
     let by_nar = store.paths_by_nar();
-    paths.iter().find(|path| !by_nar.values().flatten().any(|known| known == *path))
+    paths
+        .iter()
+        .find(|path| !by_nar.values().flatten().any(|known| known == *path))
 }
 
 fn collect(store: &Store, to: Option<u64>, partial: bool, dry_run: bool) -> Result<Reply, Failure> {
@@ -199,7 +237,12 @@ fn collect(store: &Store, to: Option<u64>, partial: bool, dry_run: bool) -> Resu
     let names = store.paths_by_nar();
     let nars = plan.victims.iter().map(|victim| CollectedNar {
         nar: victim.hash.to_string(),
-        paths: names.get(&victim.hash).into_iter().flatten().map(StorePath::absolute).collect(),
+        paths: names
+            .get(&victim.hash)
+            .into_iter()
+            .flatten()
+            .map(StorePath::absolute)
+            .collect(),
         bytes: victim.bytes,
     });
     let mut collected = Collected {
@@ -212,7 +255,8 @@ fn collect(store: &Store, to: Option<u64>, partial: bool, dry_run: bool) -> Resu
     if !dry_run {
         let gone = store.carry_out_gc(&plan).map_err(failure)?;
         (collected.freed, collected.spared) = (gone.bytes, gone.spared);
-        collected.enough &= gone.spared == 0 || to.is_none_or(|to| plan.usage.saturating_sub(gone.bytes) <= to);
+        collected.enough &=
+            gone.spared == 0 || to.is_none_or(|to| plan.usage.saturating_sub(gone.bytes) <= to);
     }
     Ok(Reply::Collected(collected))
 }

@@ -68,7 +68,10 @@ impl Caches {
     /// As configured, with what an earlier run learned.
     pub fn new(configured: Vec<Substituter>, db: &Db) -> Self {
         let caches = Self {
-            order: RwLock::new(Order { caches: Arc::new([]), settled: None }),
+            order: RwLock::new(Order {
+                caches: Arc::new([]),
+                settled: None,
+            }),
             asking: tokio::sync::Mutex::default(),
             configured,
         };
@@ -89,11 +92,17 @@ impl Caches {
     /// Those that are asked for paths, in the order that is known now.
     pub fn usable(&self) -> Vec<Substituter> {
         let all = self.all();
-        all.iter().filter(|c| c.foreign.is_none()).map(|c| c.substituter.clone()).collect()
+        all.iter()
+            .filter(|c| c.foreign.is_none())
+            .map(|c| c.substituter.clone())
+            .collect()
     }
 
     fn order(&self) -> Order {
-        self.order.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.order
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Places in `configured` of the caches without a priority.
@@ -112,7 +121,12 @@ impl Caches {
                 .priority()
                 .or(known.info.as_ref().and_then(|info| info.priority))
                 .unwrap_or(DEFAULT_PRIORITY),
-            foreign: known.info.as_ref().map(|i| &i.store_dir).filter(|dir| *dir != STORE_DIR).cloned(),
+            foreign: known
+                .info
+                .as_ref()
+                .map(|i| &i.store_dir)
+                .filter(|dir| *dir != STORE_DIR)
+                .cloned(),
         };
         let mut caches: Vec<Ranked> = self.configured.iter().zip(known).map(ranked).collect();
         caches.sort_by_key(|cache| cache.priority);
@@ -123,13 +137,18 @@ impl Caches {
                 wrong_store(cache.foreign.as_deref().unwrap_or_default())
             );
         }
-        *self.order.write().unwrap_or_else(PoisonError::into_inner) = Order { caches: caches.into(), settled };
+        *self.order.write().unwrap_or_else(PoisonError::into_inner) = Order {
+            caches: caches.into(),
+            settled,
+        };
     }
 }
 
 /// What is wrong with a cache of another store, and what to do.
 pub(super) fn wrong_store(store_dir: &str) -> String {
-    format!("it is a cache of {store_dir} and not of {STORE_DIR}, and is not used; remove it from the configuration")
+    format!(
+        "it is a cache of {store_dir} and not of {STORE_DIR}, and is not used; remove it from the configuration"
+    )
 }
 
 fn kept(substituter: &Substituter, db: &Db) -> Known {
@@ -137,10 +156,18 @@ fn kept(substituter: &Substituter, db: &Db) -> Known {
         tracing::debug!(%error, "what is known of a cache can't be read");
         None
     });
-    let Some((at, text)) = found else { return Known { info: None, left: None } };
+    let Some((at, text)) = found else {
+        return Known {
+            info: None,
+            left: None,
+        };
+    };
     // A clock that was set back makes it new.
     let age = Duration::from_secs(unix_now().saturating_sub(at));
-    Known { info: CacheInfo::parse(&text).ok(), left: LASTS.checked_sub(age).filter(|left| !left.is_zero()) }
+    Known {
+        info: CacheInfo::parse(&text).ok(),
+        left: LASTS.checked_sub(age).filter(|left| !left.is_zero()),
+    }
 }
 
 impl Core {
@@ -159,12 +186,22 @@ impl Core {
 
     async fn ask_caches(&self) {
         let _one = self.caches.asking.lock().await;
-        if self.caches.order().settled.is_some_and(|until| until > Instant::now()) {
+        if self
+            .caches
+            .order()
+            .settled
+            .is_some_and(|until| until > Instant::now())
+        {
             return;
         }
         let known = join_all(self.caches.configured.iter().map(|s| self.cache_info(s))).await;
-        let wait = self.caches.unranked().map(|n| known[n].left.unwrap_or(AGAIN_AFTER)).min();
-        self.caches.arrange(&known, Some(Instant::now() + wait.unwrap_or(LASTS)));
+        let wait = self
+            .caches
+            .unranked()
+            .map(|n| known[n].left.unwrap_or(AGAIN_AFTER))
+            .min();
+        self.caches
+            .arrange(&known, Some(Instant::now() + wait.unwrap_or(LASTS)));
     }
 
     /// What a cache says of itself, kept or asked for.
@@ -183,8 +220,15 @@ impl Core {
         match CacheInfo::parse(&text) {
             Ok(info) => {
                 // Not awaited: lost in a crash, it is asked for again.
-                drop(self.content.db().put_cache_info(substituter.name(), text, unix_now()));
-                Known { info: Some(info), left: Some(LASTS) }
+                drop(
+                    self.content
+                        .db()
+                        .put_cache_info(substituter.name(), text, unix_now()),
+                );
+                Known {
+                    info: Some(info),
+                    left: Some(LASTS),
+                }
             }
             Err(error) => {
                 tracing::warn!(substituter = substituter.name(), %error, "a cache's priority is not known");

@@ -52,7 +52,10 @@ impl Store {
 
     /// As [`Store::describe`], of `roots` and everything they refer to; many at a time. Breadth
     /// first, each path once, in an order that does not depend on which answer came first.
-    pub async fn describe_closure(&self, roots: &[StorePath]) -> Vec<(StorePath, Result<Description, StoreError>)> {
+    pub async fn describe_closure(
+        &self,
+        roots: &[StorePath],
+    ) -> Vec<(StorePath, Result<Description, StoreError>)> {
         let mut asked: HashSet<StorePathHash> = HashSet::new();
         let mut answers: HashMap<StorePathHash, Result<Description, StoreError>> = HashMap::new();
         let mut running = FuturesUnordered::new();
@@ -106,7 +109,9 @@ impl Core {
 
     /// The narinfo that was refused with `error`, asked for once more: what is refused is not kept.
     async fn untrusted(&self, path: &StorePath, error: &StoreError) -> Option<Description> {
-        let StoreError::Untrusted { substituter, .. } = error.root() else { return None };
+        let StoreError::Untrusted { substituter, .. } = error.root() else {
+            return None;
+        };
         let substituter = self.substituter_named(substituter)?;
         let text = self.narinfo_text(&substituter, path).await.ok()??;
         let narinfo = NarInfo::parse(&text, &path.hash()).ok()?;

@@ -89,8 +89,12 @@ impl Store {
 impl Core {
     /// Evicts in the background if more than the quota is kept.
     pub(super) fn make_room_soon(self: &Arc<Self>) {
-        let Some(quota) = self.settings.quota else { return };
-        if !matches!(self.content.usage(), Ok(usage) if usage > quota) || self.room.busy.swap(true, SeqCst) {
+        let Some(quota) = self.settings.quota else {
+            return;
+        };
+        if !matches!(self.content.usage(), Ok(usage) if usage > quota)
+            || self.room.busy.swap(true, SeqCst)
+        {
             return;
         }
         let core = self.clone();
@@ -101,7 +105,9 @@ impl Core {
                 .and_then(|plan| store.carry_out_gc(&plan));
             store.0.room.busy.store(false, SeqCst);
             match evicted {
-                Ok(evicted) => tracing::info!(nars = evicted.nars, bytes = evicted.bytes, quota, "evicted"),
+                Ok(evicted) => {
+                    tracing::info!(nars = evicted.nars, bytes = evicted.bytes, quota, "evicted")
+                }
                 Err(error) => tracing::warn!(%error, quota, "the quota can't be kept"),
             }
         });
@@ -111,14 +117,23 @@ impl Core {
     fn rooted(&self) -> Result<HashSet<NarHash>, StoreError> {
         let mut rooted = HashSet::new();
         let mut seen: HashSet<StorePathHash> = HashSet::new();
-        let mut next: Vec<_> = self.content.db().roots()?.into_iter().flat_map(|(_, paths)| paths).collect();
+        let mut next: Vec<_> = self
+            .content
+            .db()
+            .roots()?
+            .into_iter()
+            .flat_map(|(_, paths)| paths)
+            .collect();
         while let Some(path) = next.pop() {
             if !seen.insert(path.hash()) {
                 continue;
             }
             let entry = match self.paths.slot(&path.hash()) {
                 Some((_, entry)) => entry,
-                None => SlotEntry { store_path: path, path: None },
+                None => SlotEntry {
+                    store_path: path,
+                    path: None,
+                },
             };
             if let Some((nar, references)) = self.kept_facts(&entry)? {
                 rooted.insert(nar);
@@ -131,8 +146,13 @@ impl Core {
     /// Content of which a part is here, that no root keeps and nobody uses.
     fn partial(&self, rooted: &HashSet<NarHash>) -> Result<Vec<Victim>, StoreError> {
         let mut kept = self.content.list()?;
-        kept.retain(|k| k.allocated > 0 && k.nar_size.is_none_or(|size| k.valid < size) && !rooted.contains(&k.hash));
-        let held = |hash: &NarHash, size| self.content.nar(hash, size).is_ok_and(|file| file.held());
+        kept.retain(|k| {
+            k.allocated > 0
+                && k.nar_size.is_none_or(|size| k.valid < size)
+                && !rooted.contains(&k.hash)
+        });
+        let held =
+            |hash: &NarHash, size| self.content.nar(hash, size).is_ok_and(|file| file.held());
         kept.retain(|k| k.nar_size.is_none_or(|size| !held(&k.hash, size)));
         let victim = |k: crate::content::Kept| Victim {
             hash: k.hash,

@@ -12,7 +12,11 @@ use crate::{
 
 /// Bytes on disk of the archives that are kept.
 fn kept(place: &Place) -> u64 {
-    place.content(".nar").iter().map(|path| path.metadata().unwrap().blocks() * 512).sum()
+    place
+        .content(".nar")
+        .iter()
+        .map(|path| path.metadata().unwrap().blocks() * 512)
+        .sum()
 }
 
 fn state_of(place: &Place, package: &Package) -> String {
@@ -23,7 +27,9 @@ fn state_of(place: &Place, package: &Package) -> String {
 fn dropped(done: &Ended) -> Vec<String> {
     let document = done.json();
     let nars = document["dropped"].as_array().unwrap().clone();
-    nars.iter().map(|nar| nar["storePaths"][0].as_str().unwrap().to_owned()).collect()
+    nars.iter()
+        .map(|nar| nar["storePaths"][0].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[test]
@@ -31,19 +37,36 @@ fn gc_says_what_it_would_do_and_then_does_it() {
     let (key, packages) = (key(), Packages::new());
     let server = serve(packages.cache(&key, Packing::Zstd));
     let place = Place::over(&key, &[&server.base()]);
-    place.run(&["prefetch", "-qc", &at(&packages.app, "")]).with(0);
+    place
+        .run(&["prefetch", "-qc", &at(&packages.app, "")])
+        .with(0);
     let before = kept(&place);
     let would = place.run(&["gc", "-n", "--to", "0"]).with(0);
-    assert_eq!((would.lines().len(), kept(&place)), (3, before), "{}", would.text());
+    assert_eq!(
+        (would.lines().len(), kept(&place)),
+        (3, before),
+        "{}",
+        would.text()
+    );
     let some = place.run(&["gc", "--to", "1M", "--json"]).with(0);
-    assert!(some.json()["kept"].as_u64().unwrap() <= 1 << 20, "{}", some.text());
+    assert!(
+        some.json()["kept"].as_u64().unwrap() <= 1 << 20,
+        "{}",
+        some.text()
+    );
     assert!(dropped(&some).contains(&packages.data.path.absolute()));
-    assert_eq!(state_of(&place, &packages.data), "known", "a dropped path is still there");
+    assert_eq!(
+        state_of(&place, &packages.data),
+        "known",
+        "a dropped path is still there"
+    );
     // Nothing holds the rest: without a goal all of it goes.
     place.run(&["gc"]).with(0);
     assert_eq!(place.content(".nar").len(), 0);
     // It comes back when it is wanted.
-    place.run(&["prefetch", "-q", &at(&packages.lib, "")]).with(0);
+    place
+        .run(&["prefetch", "-q", &at(&packages.lib, "")])
+        .with(0);
     assert_eq!(state_of(&place, &packages.lib), "complete");
 }
 
@@ -52,13 +75,24 @@ fn roots_are_collected_last_with_their_closures() {
     let (key, packages) = (key(), Packages::new());
     let server = serve(packages.cache(&key, Packing::Zstd));
     let place = Place::over(&key, &[&server.base()]);
-    place.run(&["prefetch", "-qc", &at(&packages.app, "")]).with(0);
+    place
+        .run(&["prefetch", "-qc", &at(&packages.app, "")])
+        .with(0);
     {
-        let content = narfs::content::ContentStore::open(&place.state(), Default::default()).unwrap();
-        content.db().put_root("mine", std::slice::from_ref(&packages.lib.path)).wait().unwrap();
+        let content =
+            narfs::content::ContentStore::open(&place.state(), Default::default()).unwrap();
+        content
+            .db()
+            .put_root("mine", std::slice::from_ref(&packages.lib.path))
+            .wait()
+            .unwrap();
     }
     let unrooted = place.run(&["gc", "--json"]).with(0);
-    assert_eq!(dropped(&unrooted), [packages.app.path.absolute()], "lib refers to data");
+    assert_eq!(
+        dropped(&unrooted),
+        [packages.app.path.absolute()],
+        "lib refers to data"
+    );
     let all = place.run(&["gc", "--to", "0", "--json"]).with(0);
     assert_eq!(dropped(&all).len(), 2, "{}", all.text());
 }
@@ -68,13 +102,22 @@ fn partial_content_goes_on_demand() {
     let (key, packages) = (key(), Packages::new());
     let server = serve(packages.cache(&key, Packing::Zstd));
     let place = Place::over(&key, &[&server.base()]);
-    place.run(&["prefetch", "-q", &at(&packages.lib, "")]).with(0);
-    server.on(&packages.data.nar_url(Packing::Zstd), Reply::as_it_is().cut_after(2 << 20));
-    place.run(&["prefetch", "-q", &at(&packages.data, "")]).with(5);
+    place
+        .run(&["prefetch", "-q", &at(&packages.lib, "")])
+        .with(0);
+    server.on(
+        &packages.data.nar_url(Packing::Zstd),
+        Reply::as_it_is().cut_after(2 << 20),
+    );
+    place
+        .run(&["prefetch", "-q", &at(&packages.data, "")])
+        .with(5);
     assert_eq!(state_of(&place, &packages.data), "partial");
     let nothing = place.run(&["gc", "--to", "1G", "--json"]).with(0);
     assert_eq!(dropped(&nothing).len(), 0);
-    let partial = place.run(&["gc", "--to", "1G", "--partial", "--json"]).with(0);
+    let partial = place
+        .run(&["gc", "--to", "1G", "--partial", "--json"])
+        .with(0);
     assert_eq!(dropped(&partial), [packages.data.path.absolute()]);
     assert_eq!(state_of(&place, &packages.lib), "complete");
 }
@@ -83,7 +126,12 @@ fn partial_content_goes_on_demand() {
 fn the_quota_is_kept_and_is_what_gc_goes_by() {
     let key = key();
     let packages: Vec<Package> = (0..4)
-        .map(|n| Package::new(&format!("big-{n}"), &directory([("f", file(noise(n, 1 << 20)))])))
+        .map(|n| {
+            Package::new(
+                &format!("big-{n}"),
+                &directory([("f", file(noise(n, 1 << 20)))]),
+            )
+        })
         .collect();
     let cache = Cache::new(&key);
     cache.add_all(&packages, Packing::Zstd);
@@ -96,17 +144,32 @@ fn the_quota_is_kept_and_is_what_gc_goes_by() {
             place.run(&["prefetch", "-q", &at(package, "")]).with(0);
             until(|| kept(&place) <= 2500 << 10);
         }
-        assert_eq!(state_of(&place, &packages[3]), "complete", "what was just fetched stays");
-        assert_eq!(state_of(&place, &packages[0]), "known", "what was not used for longest goes");
+        assert_eq!(
+            state_of(&place, &packages[3]),
+            "complete",
+            "what was just fetched stays"
+        );
+        assert_eq!(
+            state_of(&place, &packages[0]),
+            "known",
+            "what was not used for longest goes"
+        );
     }
     // More at once than the quota holds cannot all be here at the end.
     let all: Vec<String> = packages.iter().map(|p| at(p, "")).collect();
-    let args: Vec<&str> = ["prefetch", "-q"].into_iter().chain(all.iter().map(String::as_str)).collect();
+    let args: Vec<&str> = ["prefetch", "-q"]
+        .into_iter()
+        .chain(all.iter().map(String::as_str))
+        .collect();
     let too_much = place.run(&args).with(1);
     assert!(too_much.err.contains("--quota"), "{}", too_much.err);
     place.flags.pop();
     place.flags.push("1200K".into());
     let gone = place.run(&["gc", "--json"]).with(0);
-    assert!(gone.json()["kept"].as_u64().unwrap() <= 1200 << 10, "{}", gone.text());
+    assert!(
+        gone.json()["kept"].as_u64().unwrap() <= 1200 << 10,
+        "{}",
+        gone.text()
+    );
     assert!(!nars(&server).is_empty());
 }

@@ -69,7 +69,10 @@ impl Place {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("tmp")).unwrap();
         fs::write(root.path().join("config.toml"), "").unwrap();
-        Self { root, flags: Vec::new() }
+        Self {
+            root,
+            flags: Vec::new(),
+        }
     }
 
     /// With this key and these caches, in this order; `tries` is 1.
@@ -135,7 +138,8 @@ impl Place {
 }
 
 fn files(directory: &Path, suffix: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).map(|all| all.map(|e| e.unwrap().path()).collect::<Vec<_>>());
+    let entries =
+        fs::read_dir(directory).map(|all| all.map(|e| e.unwrap().path()).collect::<Vec<_>>());
     let mut entries = entries.unwrap_or_default();
     entries.retain(|path| path.to_string_lossy().ends_with(suffix));
     entries.sort();
@@ -156,9 +160,19 @@ impl Running {
         let mut read = Vec::new();
         let mut err = String::new();
         use std::io::Read;
-        self.0.stdout.take().map(|mut out| out.read_to_end(&mut read));
-        self.0.stderr.take().map(|mut out| out.read_to_string(&mut err));
-        Ended { code: status.code(), out: read, err }
+        self.0
+            .stdout
+            .take()
+            .map(|mut out| out.read_to_end(&mut read));
+        self.0
+            .stderr
+            .take()
+            .map(|mut out| out.read_to_string(&mut err));
+        Ended {
+            code: status.code(),
+            out: read,
+            err,
+        }
     }
 }
 
@@ -210,16 +224,28 @@ pub struct Packages {
 impl Packages {
     pub fn new() -> Self {
         use cache::{directory, exec, file, link, noise};
-        let data = Package::new("data-1", &directory([("big", file(noise(1, 3 << 20))), ("empty", file(""))]));
+        let data = Package::new(
+            "data-1",
+            &directory([("big", file(noise(1, 3 << 20))), ("empty", file(""))]),
+        );
         let lib = Package::new(
             "lib-1",
-            &directory([("data", link(&format!("{}/big", data.path.absolute()))), ("libx.so", file(noise(2, 9000)))]),
+            &directory([
+                ("data", link(&format!("{}/big", data.path.absolute()))),
+                ("libx.so", file(noise(2, 9000))),
+            ]),
         )
         .with_references(&[&data]);
         let app = Package::new(
             "app-1",
             &directory([
-                ("bin", directory([("app", exec("#!/bin/sh\necho app\n")), ("same", link("app"))])),
+                (
+                    "bin",
+                    directory([
+                        ("app", exec("#!/bin/sh\necho app\n")),
+                        ("same", link("app")),
+                    ]),
+                ),
                 ("circle", link("circle")),
                 ("lib", link(&format!("../{}", lib.path))),
                 ("out", link("/etc/passwd")),
@@ -251,5 +277,9 @@ pub fn at(package: &Package, inside: &str) -> String {
 
 /// Requests for archives.
 pub fn nars(server: &Server) -> Vec<crate::support::scripted::Request> {
-    server.requests().into_iter().filter(|r| r.path.contains("/nar/") || r.path.starts_with("/nar")).collect()
+    server
+        .requests()
+        .into_iter()
+        .filter(|r| r.path.contains("/nar/") || r.path.starts_with("/nar"))
+        .collect()
 }
