@@ -1,6 +1,6 @@
 //! One pass: a source's file streamed from the front (or a checkpoint) to its end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{Access, Check, Nar, Source, decode, retry::wait_after};
 use crate::{
@@ -13,6 +13,13 @@ use crate::{
 /// NARs below this are streamed even if they could be reached at random: their whole stream
 /// costs about what finding the block table does. In bytes.
 const RANDOM_ACCESS_FROM: u64 = 1024 * 1024;
+
+/// Bytes that a request has to bring for the failures before it to be forgotten. Were it any byte,
+/// a cache that gives a few and stalls would be asked on and on, and its readers would wait.
+const GETS_ON: u64 = 64 * 1024;
+
+/// A transfer that brought nothing for so long leaves the link to the lower lanes, until it goes on.
+pub(super) const FALLS_SILENT: Duration = Duration::from_millis(500);
 
 /// How a pass ended well.
 pub(super) enum End {
@@ -120,6 +127,7 @@ impl Core {
         let mut offset = from;
         let mut validator: Option<String> = None;
         let mut failures = 0;
+        let mut progress = 0;
         let mut probe = Probing::NotYet;
         loop {
             my_turn(nar, &mut transfer).await;
@@ -152,8 +160,9 @@ impl Core {
                                     probe = Probing::Runs(self.clone().probe(nar.clone(), source.clone()));
                                 }
                                 offset += chunk.len() as u64;
-                                if !chunk.is_empty() {
-                                    // What was only skipped is no progress.
+                                // What was only skipped is no progress.
+                                progress += chunk.len() as u64;
+                                if progress >= GETS_ON {
                                     failures = 0;
                                 }
                                 if !chunk.is_empty() && !feed.chunk(chunk).await {
@@ -169,6 +178,7 @@ impl Core {
             };
             transfer.set_flows(false);
             failures += 1;
+            progress = 0;
             let Some(wait) = wait_after(&error, failures, patience) else { return Err(error) };
             tracing::info!(path = %nar.path, substituter = source.substituter.name(), %error, offset, "resuming");
             tokio::time::sleep(wait).await;
@@ -264,10 +274,21 @@ async fn next_chunk(
     transfer: &mut Transfer<'_>,
     body: &mut NarBody,
 ) -> Result<Option<bytes::Bytes>, FetchError> {
+    // One call until it is done: the time of one that is dropped does not count as a stall, and
+    // readers may come and go more often than a stall lasts.
+    let chunk = body.next();
+    let silence = tokio::time::sleep(FALLS_SILENT);
+    tokio::pin!(chunk, silence);
+    let mut silent = false;
     loop {
         tokio::select! {
-            chunk = body.next() => return chunk,
+            biased;
+            chunk = &mut chunk => return chunk,
             () = nar.waiters_changed.notified() => transfer.set_lane(nar.lane()),
+            () = &mut silence, if !silent => {
+                silent = true;
+                transfer.set_flows(false);
+            }
         }
     }
 }

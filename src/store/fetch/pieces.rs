@@ -13,7 +13,7 @@ use futures_util::{
 };
 use tokio::sync::watch;
 
-use super::{Access, Check, Delivered, Nar, Source, Want, on_disk::Seen, retry::wait_after};
+use super::{Access, Check, Delivered, Nar, Source, Want, on_disk::Seen, pass::FALLS_SILENT, retry::wait_after};
 use crate::{
     codec::BlockTable,
     content::ContentError,
@@ -282,7 +282,18 @@ impl Core {
         let mut bytes = Vec::with_capacity(wanted);
         while bytes.len() < wanted {
             wait_turn(transfer, lane).await;
-            let Some(chunk) = body.next().await? else { break };
+            let chunk = {
+                let next = body.next();
+                tokio::pin!(next);
+                match tokio::time::timeout(FALLS_SILENT, &mut next).await {
+                    Ok(chunk) => chunk,
+                    Err(_) => {
+                        transfer.set_flows(false);
+                        next.await
+                    }
+                }
+            };
+            let Some(chunk) = chunk? else { break };
             transfer.set_flows(true);
             nar.note_progress();
             self.counters.fetched.add(chunk.len() as u64);
