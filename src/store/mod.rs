@@ -325,6 +325,15 @@ impl Core {
         drop(kept);
     }
 
+    /// Bytes came for a reader: what kept them away is over, though the NAR may never be complete.
+    fn note_delivery(&self, nar: &Nar) {
+        // While its tree is in doubt, bytes alone prove nothing.
+        let path = self.loaded(&nar.path.hash()).filter(|_| nar.tree().is_some());
+        if path.is_some_and(|path| path.set_recovered()) {
+            tracing::info!(path = %nar.path, "recovered");
+        }
+    }
+
     /// A NAR is complete and verified: errors of its paths are over.
     fn note_success(self: &Arc<Self>, nar: &Nar, substituter: &str) {
         self.counters.verified.add(1);

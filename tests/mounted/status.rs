@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     corpus,
     gate::{mount, nar_url, serve},
-    mounted::{Mounted, alive, run, shell, wait_until},
+    mounted::{Mounted, Setup, alive, run, shell, wait_until},
     scripted::{Gate, Reply},
     snapshot::{entry, files},
     truth,
@@ -215,6 +215,142 @@ fn df_and_status_answer_while_reads_hang() {
             );
         }
     });
+}
+
+#[test]
+fn what_is_known_answers_while_a_narinfo_hangs() {
+    let server = serve("zstd");
+    let root = corpus::store_path("redis-server");
+    let name = root
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned();
+    let mounted = mount(&server);
+    let file = mounted.at(&root).join("bin/redis-server");
+    let first = entry(&file);
+    let gate = Gate::new();
+    let hanging = format!("{}-hangs", "1".repeat(32));
+    server.on(
+        &format!("/{}.narinfo", "1".repeat(32)),
+        Reply::status(404).behind(&gate),
+    );
+    let at = mounted.at(&hanging);
+    let waiting = std::thread::spawn(move || fs::symlink_metadata(at));
+    gate.wait_for(1);
+    for n in 0..10 {
+        let (at, file) = (mounted.at(&root), file.clone());
+        let names = promptly("ls", move || fs::read_dir(at).expect("listed").count());
+        assert!(names > 0);
+        let again = promptly("read", move || entry(&file));
+        assert_eq!(again, first);
+        // A name that nobody looked up yet, so that it is the daemon that answers.
+        let other = mounted.at(&root).join(format!("not-there-{n}"));
+        let found = promptly("a lookup", move || fs::symlink_metadata(other));
+        assert_eq!(
+            found.expect_err("it is not there").kind(),
+            std::io::ErrorKind::NotFound
+        );
+        let other = mounted.path().join(format!("no-store-path-{n}"));
+        let found = promptly("a lookup in the root", move || fs::symlink_metadata(other));
+        assert!(found.is_err());
+    }
+    let other = truth::closure(&root).pop().expect("a closure");
+    assert_ne!(other, name);
+    let at = mounted.at(&other);
+    promptly("another store path", move || fs::symlink_metadata(at)).expect("it is there");
+    assert!(!waiting.is_finished(), "it does not hang");
+    gate.open();
+    let error = waiting.join().expect("no panic").expect_err("404");
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+}
+
+#[test]
+fn a_lookup_that_hangs_has_an_end_and_is_no_absence() {
+    let server = serve("zstd");
+    let root = corpus::store_path("redis-server");
+    let digest = &root.file_name().expect("a name").to_string_lossy()[..32];
+    let narinfo = format!("/{digest}.narinfo");
+    let gate = Gate::new();
+    server.on(&narinfo, Reply::as_it_is().behind(&gate));
+    let setup = Setup::new(server.base(), corpus::public_key());
+    let mounted = Mounted::start(setup.set("--lookup-timeout=1s"));
+    let at = mounted.at(&root);
+    let error = promptly("the lookup", move || fs::symlink_metadata(at));
+    let error = error.expect_err("the narinfo never came");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    // So a process that is killed in it is gone by then.
+    let mut command = Command::new("stat");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut reader = command.arg(mounted.at(&root)).spawn().expect("it starts");
+    reader.kill().expect("killed");
+    let pid = reader.id();
+    promptly("the kill", move || {
+        while alive(pid) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    reader.wait().expect("collected");
+    server.forget(&narinfo);
+    gate.open();
+    wait_until("it is there once the cache answers", || {
+        fs::symlink_metadata(mounted.at(&root)).is_ok()
+    });
+}
+
+#[test]
+fn without_the_network_what_is_missing_is_an_error_and_comes_back() {
+    let server = serve("none");
+    let root = corpus::store_path("python3.11");
+    let name = root
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned();
+    let trees = truth::trees(&root);
+    let mounted = Mounted::start(
+        Setup::new(server.base(), corpus::public_key())
+            .set("--tries=1")
+            .set("--lookup-timeout=3s"),
+    );
+    let closure = truth::closure(&root);
+    fs::symlink_metadata(mounted.at(&root)).expect("it is there");
+    wait_until("the closure is known", || {
+        mounted.counters()["admitted"] == closure.len() as u64
+    });
+    // Far from each other, so that one does not come along with the other.
+    let all = files(&trees[&name]);
+    let (read, unread) = (&all[0], &all[all.len() - 1]);
+    let at = |file: &Path| mounted.at(&root).join(file);
+    assert_eq!(trees[&name].get(read), Some(&entry(&at(read))));
+    mounted.wait_until_idle();
+
+    server.vanish();
+    assert_eq!(trees[&name].get(read), Some(&entry(&at(read))));
+    let error = fs::read(at(unread)).expect_err("it can't be fetched");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    let new = Path::new("/nix/store").join(format!("{}-new", "1".repeat(32)));
+    let error = fs::symlink_metadata(mounted.at(&new)).expect_err("nobody can know");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    let status = mounted.status(&root);
+    assert!(status["error"].is_string(), "{status}");
+
+    server.come_back();
+    assert_eq!(
+        trees[&name].get(unread),
+        Some(&entry(&at(unread))),
+        "the first read after it"
+    );
+    let error = fs::symlink_metadata(mounted.at(&new)).expect_err("no cache has it");
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    let status = mounted.status(&root);
+    assert!(
+        status.get("error").is_none(),
+        "an error that is over: {status}"
+    );
 }
 
 #[test]

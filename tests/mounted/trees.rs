@@ -43,7 +43,7 @@ fn join(root: &Path, inner: &Path) -> std::path::PathBuf {
     }
 }
 
-fn variant(cache: &str, root: &str) {
+fn variant(cache: &str, root: &str, flag: Option<&str>) {
     let root = corpus::store_path(root);
     let trees = truth::trees(&root);
     assert!(trees.values().any(|tree| {
@@ -51,7 +51,10 @@ fn variant(cache: &str, root: &str) {
         links.count() > 0
     }));
     let nginx = Nginx::start();
-    let setup = || Setup::new(nginx.cache(cache), corpus::public_key());
+    let setup = || {
+        let setup = Setup::new(nginx.cache(cache), corpus::public_key());
+        flag.into_iter().fold(setup, Setup::set)
+    };
 
     let mounted = Mounted::start(setup());
     compare("cold", &mounted, &trees);
@@ -81,8 +84,8 @@ fn variant(cache: &str, root: &str) {
 }
 
 macro_rules! variants {
-    ($($test:ident: $cache:literal of $root:literal;)*) => {
-        $(#[test] fn $test() { variant($cache, $root); })*
+    ($($test:ident: $cache:literal of $root:literal $(with $flag:literal)?;)*) => {
+        $(#[test] fn $test() { variant($cache, $root, [$($flag)?].first().copied()); })*
     };
 }
 
@@ -101,4 +104,6 @@ variants! {
     listings_in_brotli: "zstd-ls-br" of "redis-server";
     listings_in_zstd: "zstd-ls-zstd" of "redis-server";
     no_listings: "zstd-no-listing" of "redis-server";
+    verified_before_it_is_read: "xz-blocks" of "redis-server" with "--verify=before-read";
+    verified_before_it_is_read_packed_with_nothing: "none" of "redis-server" with "--verify=before-read";
 }

@@ -412,10 +412,11 @@ impl Core {
                 return Ok(Delivered::OnDisk);
             }
             if let Some(answer) = self.ensure_pieces(nar, &want, lane).await {
-                return answer;
+                return answer.inspect(|_| self.note_delivery(nar));
             }
             // No random access, or it was just lost: the stream serves everything.
             if let Some(answer) = self.ensure_streamed(nar, &want, lane, begun).await? {
+                self.note_delivery(nar);
                 return Ok(answer);
             }
         }
