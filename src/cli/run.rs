@@ -71,6 +71,8 @@ pub fn run(config: &Config, flags: &Flags, args: &RunArgs) -> Result<(), Failure
     // Here, where there is a message to be had; in the mount it would be a mere "not found".
     request(config, Request::Admit { path }, None)?;
     namespace::enter()?;
+    // Any directory of ours will do: what is mounted on it, nobody else sees, and it is gone from
+    // there before the program starts.
     namespace::provide_store_dir(&config.state_dir.join("tmp"))?;
     let device = namespace::mount_fuse(STORE_DIR.as_ref())?;
     request(config, Request::Attach, Some(device.as_fd()))?;

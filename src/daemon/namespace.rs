@@ -34,6 +34,11 @@ use crate::{
     nix::STORE_DIR,
 };
 
+/// What to do where namespaces are not for everybody.
+const ALLOW: &str = "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces, \
+                     kernel.apparmor_restrict_unprivileged_userns=0 or an AppArmor profile), or mount as root: \
+                     narfs mount /nix/store";
+
 /// The child becomes the leader of a session of its own, so that no terminal takes it along.
 pub fn detached(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec only async-signal-safe functions may be called; `setsid`
@@ -66,20 +71,18 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
 pub fn enter() -> Result<(), Failure> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     if uid != 0 || unshare(UnshareFlags::NEWNS).is_err() {
-        unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).map_err(|e| {
-            failed("the kernel does not allow a user namespace here", &e).hint(
-                "allow them (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces, or the AppArmor \
-                 profile), or mount as root: narfs mount /nix/store",
-            )
-        })?;
-        map_ids(uid, gid).map_err(|e| failed("the user can't be mapped into the namespace", &e))?;
+        let what = "the kernel does not allow a user namespace here";
+        unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)
+            .map_err(|e| failed(what, &e).hint(ALLOW))?;
+        // Some systems let the namespace be made, and nothing be done in it.
+        map_ids(uid, gid).map_err(|e| failed(what, &e).hint(ALLOW))?;
     }
     // Nothing of what is mounted here may reach the host.
     mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )
-    .map_err(|e| failed("mounts can't be made private", &e))
+    .map_err(|e| failed("mounts can't be made private", &e).hint(ALLOW))
 }
 
 fn unshare(what: UnshareFlags) -> rustix::io::Result<()> {

@@ -135,7 +135,9 @@ impl Home {
         let pid = rustix::process::Pid::from_raw(pid as i32).expect("not 0");
         // It may be gone by now.
         let _ = rustix::process::kill_process(pid, signal);
+        let begun = std::time::Instant::now();
         while self.daemon().is_some() {
+            assert!(begun.elapsed().as_secs() < 60, "the daemon does not end");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }
