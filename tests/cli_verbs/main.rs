@@ -4,7 +4,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/corpus.rs"]
+mod corpus;
+
 mod kept;
+mod nix;
 mod priorities;
 mod room;
 mod run;

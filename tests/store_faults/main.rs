@@ -14,4 +14,5 @@ mod support;
 mod damage;
 mod listings;
 mod narinfos;
+mod room;
 mod world;

@@ -376,6 +376,8 @@ impl Core {
     /// Hashes a NAR whose bytes all came by pieces.
     async fn verify_complete(self: &Arc<Self>, nar: &Arc<Nar>) {
         let _one = nar.verifying.lock().await;
+        // Not evicted while it is hashed.
+        let _hold = nar.file.hold();
         if nar.file.verified() || !nar.file.complete() {
             return;
         }
