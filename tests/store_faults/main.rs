@@ -15,4 +15,5 @@ mod damage;
 mod listings;
 mod narinfos;
 mod room;
+mod network;
 mod world;
