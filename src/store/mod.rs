@@ -44,7 +44,7 @@ mod upkeep;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -331,6 +331,27 @@ impl Core {
         let path = self.loaded(&nar.path.hash()).filter(|_| nar.tree().is_some());
         if path.is_some_and(|path| path.set_recovered()) {
             tracing::info!(path = %nar.path, "recovered");
+        }
+    }
+
+    /// Remembers what went wrong with a NAR, for every path that has it.
+    fn note_nar_failure(&self, nar: &Nar, error: &StoreError) {
+        nar.failing.store(true, Relaxed);
+        let paths = self.paths.find(|p| p.nar_hash == nar.hash);
+        if paths.is_empty() {
+            // It is being indexed: there is no path yet.
+            self.note_failure(&nar.path, error);
+        }
+        paths.iter().for_each(|path| self.note_failure(&path.store_path, error));
+    }
+
+    /// A part of a NAR came: it can be had again.
+    fn note_arrival(&self, nar: &Nar) {
+        if !nar.failing.swap(false, Relaxed) {
+            return;
+        }
+        for path in self.paths.find(|p| p.nar_hash == nar.hash && p.set_recovered()) {
+            tracing::info!(path = %path.store_path, "recovered");
         }
     }
 

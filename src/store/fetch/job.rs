@@ -52,7 +52,7 @@ impl Core {
             Err(error) => {
                 let error = Arc::new(error);
                 nar.state().complete_in = None;
-                self.note_failure(&nar.path, &error);
+                self.note_nar_failure(nar, &error);
                 nar.answer_error(&error);
             }
         }
@@ -141,7 +141,7 @@ impl Core {
     pub(super) fn distrust_tree(&self, nar: &Nar, substituter: &str, reason: String) -> Arc<StoreError> {
         let path = nar.path.clone();
         let error = Arc::new(StoreError::ListingLies { path, substituter: substituter.to_owned(), reason });
-        self.note_failure(&nar.path, &error);
+        self.note_nar_failure(nar, &error);
         nar.set_check(Check::Index);
         nar.set_access(Access::Stream);
         // Who waits for bytes waits on: if the NAR is damaged and not the listing, another cache
@@ -171,7 +171,7 @@ impl Core {
         }
         self.counters.quarantined.add(1);
         tracing::error!(path = %nar.path, substituter = source.substituter.name(), %reason, "quarantined");
-        self.note_failure(&nar.path, error);
+        self.note_nar_failure(nar, error);
         self.emit(Event::ContentDropped(nar.hash));
     }
 

@@ -29,7 +29,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -62,6 +62,8 @@ pub(crate) struct Nar {
     progress_ms: AtomicU64,
     /// Unix seconds at which the last piece arrived; 0 for never in this process.
     fetched_at: AtomicU64,
+    /// Whether the last attempt to get a part of it failed, as the paths' status says.
+    pub failing: AtomicBool,
     /// Held by the one that hashes a NAR whose bytes came in pieces.
     verifying: tokio::sync::Mutex<()>,
 }
@@ -159,6 +161,7 @@ impl Nar {
             waiters_changed: Notify::new(),
             progress_ms: AtomicU64::new(0),
             fetched_at: AtomicU64::new(0),
+            failing: AtomicBool::new(false),
             verifying: tokio::sync::Mutex::default(),
         }
     }

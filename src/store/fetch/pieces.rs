@@ -229,7 +229,7 @@ impl Core {
             }
             Some(error) => {
                 let error = StoreError::Fetch { path: nar.path.clone(), source: Arc::new(error) };
-                self.note_failure(&nar.path, &error);
+                self.note_nar_failure(nar, &error);
                 failed(error)
             }
             None => no_way(),
@@ -310,6 +310,7 @@ impl Core {
     fn keep(&self, nar: &Nar, generation: u64, at: u64, bytes: Bytes) -> Outcome {
         match nar.file.write_at_generation(generation, &bytes, at) {
             Ok(()) => {
+                self.note_arrival(nar);
                 nar.answer_satisfied();
                 Ok(None)
             }
