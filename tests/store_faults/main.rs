@@ -11,9 +11,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod damage;
+mod keeping;
 mod listings;
 mod narinfos;
-mod room;
 mod network;
+mod room;
 mod world;

@@ -194,3 +194,9 @@ pub async fn fetched(store: &Store, package: &Package) -> Result<(), StoreError>
     let path = soon(store.admit(&package.path)).await?;
     soon(store.prefetch(&path, Lane::Demand)).await
 }
+
+/// Everything that was fetched is on the disk.
+pub async fn flushed(store: &Store) {
+    let store = store.clone();
+    tokio::task::spawn_blocking(move || store.flush().unwrap()).await.unwrap();
+}
