@@ -10,9 +10,9 @@
 //! content       where they rest: sparse NAR files, maps of what is valid, the database
 //! store         the lazy store: admission, fetch lanes, trust, progress
 //! fuse          the kernel protocol, and nothing but that
+//! config        what a user has set        failure   how narfs ends: statuses, causes, hints
 //! daemon        one process for a state directory: mounts, control socket, lifetime
-//! demo          all of it shown on one machine
-//! config, cli   what a user says and sees
+//! demo, cli     all of it shown on one machine; what a user types and reads
 //! ```
 //!
 //! Arrows point from a lower line of this list to the ones above it only.
@@ -23,6 +23,7 @@ pub mod config;
 pub mod content;
 pub mod daemon;
 pub mod demo;
+pub mod failure;
 pub mod fuse;
 pub mod nix;
 pub mod store;

@@ -11,7 +11,6 @@ pub mod check;
 pub mod config;
 pub mod daemon;
 pub mod demo;
-pub mod exit;
 pub mod gc;
 mod help;
 pub mod in_store;
@@ -28,7 +27,7 @@ pub mod status;
 pub mod store_path;
 pub mod umount;
 
-pub use exit::{Exit, Failure};
+pub use crate::failure::{Exit, Failure};
 pub use settings::SettingFlags;
 pub use store_path::{StoreFile, parse_store_file, parse_store_path};
 

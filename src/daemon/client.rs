@@ -16,7 +16,7 @@ use super::{
     service,
 };
 use crate::{
-    cli::{Exit, Failure},
+    failure::{Exit, Failure},
     config::Config,
 };
 

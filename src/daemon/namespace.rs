@@ -30,7 +30,7 @@ use rustix::{
 };
 
 use crate::{
-    cli::{Exit, Failure},
+    failure::{Exit, Failure},
     nix::STORE_DIR,
 };
 

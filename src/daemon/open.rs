@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    cli::{Exit, Failure},
+    failure::{Exit, Failure},
     config::{self, CacheConfig, Config},
     content::{ContentError, ContentStore, OpenOptions},
     nix::TrustedKeys,

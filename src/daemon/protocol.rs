@@ -10,7 +10,7 @@ use narfs_state_schema::{PathStatus, Summary};
 use serde::{Deserialize, Serialize};
 
 use super::Terms;
-use crate::{cli::Failure, store::CheckReport};
+use crate::{failure::Failure, store::CheckReport};
 
 /// Name of the socket in the state directory.
 pub const SOCKET: &str = "control.sock";

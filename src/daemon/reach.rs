@@ -20,7 +20,7 @@ use super::{
     terms::agree,
 };
 use crate::{
-    cli::{Exit, Failure},
+    failure::{Exit, Failure},
     config::{Config, Flags},
 };
 

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{open_store_in, runtime};
 use crate::{
-    cli::{Exit, Failure},
+    failure::{Exit, Failure},
     config::{Config, Quota},
     store::Store,
 };

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{Terms, memory, open_store, runtime, server::Server};
 use crate::{
-    cli::{Exit, Failure},
+    failure::{Exit, Failure},
     config::{AllowOther, Config},
     content::ContentError,
     fuse::{self, Mount, MountError, MountOptions},

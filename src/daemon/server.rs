@@ -25,7 +25,7 @@ use super::{
     service,
 };
 use crate::{
-    cli::{Exit, Failure},
+    failure::{Exit, Failure},
     fuse::Mount,
 };
 

@@ -17,7 +17,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cli::{Exit, Failure},
+    failure::{Exit, Failure},
     config::{Config, Flags},
     content::LOG_FILE,
 };

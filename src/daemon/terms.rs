@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::protocol::Info;
 use crate::{
-    cli::{Exit, Failure},
+    failure::{Exit, Failure},
     config::{Config, mask_url},
 };
 

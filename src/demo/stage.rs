@@ -14,7 +14,7 @@ use std::{
 
 use super::closure::Closure;
 use crate::{
-    cli::{Exit, Failure},
+    failure::{Exit, Failure},
     content::{ContentStore, OpenOptions},
     daemon::namespace,
     fuse::{self, Mount, MountOptions},

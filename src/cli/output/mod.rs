@@ -6,6 +6,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use super::{Exit, Failure};
+pub use crate::failure::printable;
 use crate::config::Color;
 
 pub mod human;
@@ -120,15 +121,6 @@ pub fn json(value: &impl serde::Serialize, indented: bool) -> Result<String, Fai
     Ok(text + "\n")
 }
 
-/// `text` on one line and without control characters: what caches send must not move the cursor.
-pub fn printable(text: &str) -> String {
-    let plain = |c: char| match c {
-        '\n' | '\r' | '\t' => ' ',
-        c if c.is_control() => char::REPLACEMENT_CHARACTER,
-        c => c,
-    };
-    text.trim_end().chars().map(plain).collect()
-}
 
 #[cfg(test)]
 mod tests {

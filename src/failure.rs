@@ -2,7 +2,6 @@
 
 use std::{error::Error, fmt, process::ExitCode};
 
-use super::output::printable;
 use crate::config::ConfigError;
 
 /// Exit statuses. `narfs run` ends with the program's instead, once that runs.
@@ -163,6 +162,16 @@ impl From<ConfigError> for Failure {
             None => failure,
         }
     }
+}
+
+/// `text` on one line and without control characters: what caches send must not move the cursor.
+pub fn printable(text: &str) -> String {
+    let plain = |c: char| match c {
+        '\n' | '\r' | '\t' => ' ',
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    text.trim_end().chars().map(plain).collect()
 }
 
 #[cfg(test)]
