@@ -9,13 +9,16 @@ use crate::{
 
 /// Two large files and some around them; noise, so that all blocks are of about the same size.
 fn package() -> Package {
-    Package::new("random", &directory([
-        ("a", file(noise(1, 1_300_000))),
-        ("b", exec(noise(2, 100))),
-        ("empty", file("")),
-        ("link", link("a")),
-        ("z", file(noise(3, 1_300_000))),
-    ]))
+    Package::new(
+        "random",
+        &directory([
+            ("a", file(noise(1, 1_300_000))),
+            ("b", exec(noise(2, 100))),
+            ("empty", file("")),
+            ("link", link("a")),
+            ("z", file(noise(3, 1_300_000))),
+        ]),
+    )
 }
 
 /// Most requests for the NAR's file that reading everything in any order may take.
@@ -41,7 +44,9 @@ async fn random_reads_are_right_and_their_requests_bounded() {
         for verify in [Verify::Stream, Verify::BeforeRead] {
             println!("{packing:?}, {verify:?}");
             let server = serve(cache.path());
-            let world = Setup::trusting(&key).with(|s| s.verify = verify).store(&[&server]);
+            let world = Setup::trusting(&key)
+                .with(|s| s.verify = verify)
+                .store(&[&server]);
             let places = noise(7, 60 * 8);
             for (n, place) in places.chunks(8).enumerate() {
                 let (name, right) = &right[n % 2];
@@ -49,12 +54,18 @@ async fn random_reads_are_right_and_their_requests_bounded() {
                 let size = [1, 100, 4096, 128 << 10][n % 4];
                 let end = (at as usize + size as usize).min(right.len());
                 let bytes = read(&world, &p, name, at, size).await.unwrap();
-                assert!(bytes == right[at as usize..end], "{packing:?}: {name} at {at}");
+                assert!(
+                    bytes == right[at as usize..end],
+                    "{packing:?}: {name} at {at}"
+                );
             }
             fetched(&world, &p).await.unwrap();
             all_right(&world, &p).await;
             let asked = server.count(&p.nar_url(packing));
-            assert!(asked <= bound(packing), "{packing:?}, {verify:?}: {asked} requests");
+            assert!(
+                asked <= bound(packing),
+                "{packing:?}, {verify:?}: {asked} requests"
+            );
             let path = admitted(&world, &p).await;
             let status = world.path_status(&path);
             assert!(status.verified && status.fetched_size == status.size);
@@ -63,7 +74,9 @@ async fn random_reads_are_right_and_their_requests_bounded() {
             let World { store, state } = world;
             drop((store, path));
             server.clear();
-            let again = Setup::trusting(&key).with(|s| s.verify = verify).open(state.path(), &[&server]);
+            let again = Setup::trusting(&key)
+                .with(|s| s.verify = verify)
+                .open(state.path(), &[&server]);
             all_right(&again, &p).await;
             assert_eq!(server.requests().len(), 0, "asked after a restart");
         }
@@ -83,5 +96,9 @@ async fn one_small_read_of_an_uncompressed_nar_does_not_bring_all_before_it() {
     // The cell with the bytes, and the one with what stands in front of the file.
     assert!(server.count(&p.nar_url(Packing::None)) <= 2);
     let path = admitted(&world, &p).await;
-    assert!(world.fetched_bytes(&path) <= 4 * (64 << 10), "{}", world.fetched_bytes(&path));
+    assert!(
+        world.fetched_bytes(&path) <= 4 * (64 << 10),
+        "{}",
+        world.fetched_bytes(&path)
+    );
 }

@@ -7,7 +7,9 @@ use crate::{
         cache::{Cache, Package, Packing, directory, exec, file, key, link, nar, noise},
         scripted::{Gate, Reply},
     },
-    world::{Setup, admitted, all_right, fetched, never_wrong, read, read_all, serve, truth, until},
+    world::{
+        Setup, admitted, all_right, fetched, never_wrong, read, read_all, serve, truth, until,
+    },
 };
 
 /// Big enough for several blocks, with two files that lie far apart.
@@ -40,12 +42,24 @@ fn damaged(p: &Package, packing: Packing) -> Vec<(&'static str, Reply)> {
     vec![
         ("another NAR", with(packing.pack(&nar(&tree(1, 3))))),
         ("a small NAR", with(packing.pack(&nar(&file("hello"))))),
-        ("a file cut off", with(packed[..packed.len() * 3 / 4].to_vec())),
-        ("a connection cut off", Reply::as_it_is().cut_after(packed.len() as u64 * 3 / 4)),
-        ("a file that never ends right", Reply::as_it_is().claiming_length(packed.len() as u64 + 1)),
+        (
+            "a file cut off",
+            with(packed[..packed.len() * 3 / 4].to_vec()),
+        ),
+        (
+            "a connection cut off",
+            Reply::as_it_is().cut_after(packed.len() as u64 * 3 / 4),
+        ),
+        (
+            "a file that never ends right",
+            Reply::as_it_is().claiming_length(packed.len() as u64 + 1),
+        ),
         ("flipped bytes", with(corrupt)),
         ("a flipped last byte", with(packing.pack(&flipped))),
-        ("a NAR cut off", with(packing.pack(&p.nar[..p.nar.len() - 8]))),
+        (
+            "a NAR cut off",
+            with(packing.pack(&p.nar[..p.nar.len() - 8])),
+        ),
         ("a NAR that goes on", with(packing.pack(&longer))),
         ("garbage behind the file", with(trailing)),
         ("nothing", with(Vec::new())),
@@ -83,7 +97,10 @@ async fn before_read_no_damage_ever_shows() {
             let status = store.path_status(&path);
             assert!(!status.verified);
             let said = status.error.unwrap_or_default();
-            assert!(error.to_string().contains(&said) && !said.is_empty(), "{error}: status says {said:?}");
+            assert!(
+                error.to_string().contains(&said) && !said.is_empty(),
+                "{error}: status says {said:?}"
+            );
         }
         server.forget(&p.nar_url(packing));
         all_right(&setup.store(&[&server]), &p).await;
@@ -98,7 +115,14 @@ async fn the_next_cache_takes_over_from_a_damaged_one() {
         let (bad, good) = (Cache::new(&key), Cache::new(&key));
         bad.add(&p, packing);
         // The other cache packs as it likes.
-        good.add(&p, if packing == Packing::Xz { Packing::None } else { Packing::Xz });
+        good.add(
+            &p,
+            if packing == Packing::Xz {
+                Packing::None
+            } else {
+                Packing::Xz
+            },
+        );
         let (first, second) = (serve(bad.path()), serve(good.path()));
         for verify in [Verify::BeforeRead, Verify::Stream] {
             let setup = Setup::trusting(&key).with(|s| s.verify = verify);
@@ -110,7 +134,11 @@ async fn the_next_cache_takes_over_from_a_damaged_one() {
                     all_right(&store, &p).await;
                 } else {
                     let outcome = fetched(&store, &p).await;
-                    assert!(outcome.is_ok() || packing == Packing::None, "{}", outcome.unwrap_err());
+                    assert!(
+                        outcome.is_ok() || packing == Packing::None,
+                        "{}",
+                        outcome.unwrap_err()
+                    );
                     // Once the damage is known, it is over.
                     fetched(&store, &p).await.unwrap();
                     all_right(&store, &p).await;
@@ -137,7 +165,10 @@ async fn damage_in_the_second_half_shows_at_the_end_and_drops_everything() {
         let packed = packing.pack(&lie);
         let gate = Gate::new();
         let half = packed.len() as u64 * 2 / 3;
-        first.on(&p.nar_url(packing), Reply::file(packed).pausing_at(half, &gate));
+        first.on(
+            &p.nar_url(packing),
+            Reply::file(packed).pausing_at(half, &gate),
+        );
         second.on(&p.narinfo_url(), Reply::status(500));
         let store = Setup::trusting(&key).store(&[&first, &second]);
         let mut events = store.events();
@@ -146,8 +177,12 @@ async fn damage_in_the_second_half_shows_at_the_end_and_drops_everything() {
         gate.open();
         until(|| store.counters().quarantined.get() == 1).await;
         let path = admitted(&store, &p).await;
-        assert_eq!(events.recv().await.unwrap(), Event::ContentDropped(p.hash()));
-        until(|| store.path_status(&path).state == narfs_state_schema::PathState::Quarantined).await;
+        assert_eq!(
+            events.recv().await.unwrap(),
+            Event::ContentDropped(p.hash())
+        );
+        until(|| store.path_status(&path).state == narfs_state_schema::PathState::Quarantined)
+            .await;
         let status = store.path_status(&path);
         assert_eq!((status.fetched_size, status.verified), (0, false));
         let why = status.error.expect("the status says why");
@@ -160,7 +195,11 @@ async fn damage_in_the_second_half_shows_at_the_end_and_drops_everything() {
         let asked = first.count(&p.nar_url(packing));
         second.forget(&p.narinfo_url());
         all_right(&store, &p).await;
-        assert_eq!(first.count(&p.nar_url(packing)), asked, "the damaged one was asked again");
+        assert_eq!(
+            first.count(&p.nar_url(packing)),
+            asked,
+            "the damaged one was asked again"
+        );
         until(|| store.path_status(&path).error.is_none()).await;
     }
 }
@@ -177,11 +216,20 @@ async fn a_zip_bomb_costs_no_more_than_its_narinfo_says() {
     for _ in 0..256 {
         std::io::Write::write_all(&mut bomb, &[0; 1 << 20]).unwrap();
     }
-    server.on(&p.nar_url(Packing::Zstd), Reply::file(bomb.finish().unwrap()));
+    server.on(
+        &p.nar_url(Packing::Zstd),
+        Reply::file(bomb.finish().unwrap()),
+    );
     let store = Setup::trusting(&key).store(&[&server]);
     let error = fetched(&store, &p).await.unwrap_err();
-    assert!(matches!(error.root(), StoreError::Damaged { .. }), "{error}");
-    assert!(store.content().usage_exact().unwrap() < 1 << 20, "nothing of it stays");
+    assert!(
+        matches!(error.root(), StoreError::Damaged { .. }),
+        "{error}"
+    );
+    assert!(
+        store.content().usage_exact().unwrap() < 1 << 20,
+        "nothing of it stays"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,7 +251,10 @@ async fn a_size_that_lies_is_refused() {
                 let store = Setup::trusting(&key).store(&[&server]);
                 let error = fetched(&store, &p).await.unwrap_err();
                 assert!(!error.is_absence(), "{difference}: {error}");
-                assert!(store.content().usage_exact().unwrap() < 1 << 20, "nothing of it stays");
+                assert!(
+                    store.content().usage_exact().unwrap() < 1 << 20,
+                    "nothing of it stays"
+                );
             }
         }
     }
@@ -221,13 +272,18 @@ async fn a_cache_without_ranges_or_with_wrong_ones_is_streamed() {
             ("later bytes", Reply::as_it_is().shifted_range(8)),
             ("earlier bytes", Reply::as_it_is().shifted_range(-8)),
             ("no lengths", Reply::as_it_is().chunked()),
-            ("no ranges and no lengths", Reply::as_it_is().ignoring_ranges().without_length()),
+            (
+                "no ranges and no lengths",
+                Reply::as_it_is().ignoring_ranges().without_length(),
+            ),
         ] {
             for verify in [Verify::Stream, Verify::BeforeRead] {
                 println!("{packing:?}, {verify:?}, {what}");
                 let server = serve(cache.path());
                 server.on(&p.nar_url(packing), reply.clone());
-                let store = Setup::trusting(&key).with(|s| s.verify = verify).store(&[&server]);
+                let store = Setup::trusting(&key)
+                    .with(|s| s.verify = verify)
+                    .store(&[&server]);
                 let right = truth(&p, "second");
                 let part = read(&store, &p, "second", 300_000, 5000).await.unwrap();
                 assert!(part == right[300_000..305_000]);

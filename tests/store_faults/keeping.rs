@@ -16,11 +16,20 @@ use crate::{
         cache::{Cache, Package, Packing, directory, file, key, noise},
         scripted::Reply,
     },
-    world::{Setup, World, admitted, all_right, answer, fetched, flushed, read, serve, soon, truth, until},
+    world::{
+        Setup, World, admitted, all_right, answer, fetched, flushed, read, serve, soon, truth,
+        until,
+    },
 };
 
 fn package() -> Package {
-    Package::new("kept", &directory([("data", file(noise(1, 500_000))), ("end", file(noise(2, 300_000)))]))
+    Package::new(
+        "kept",
+        &directory([
+            ("data", file(noise(1, 500_000))),
+            ("end", file(noise(2, 300_000))),
+        ]),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -33,23 +42,43 @@ async fn flipped_bits_are_found_dropped_and_fetched_again() {
     let world = Setup::trusting(&key).store(&[&server]);
     fetched(&world, &p).await.unwrap();
     flushed(&world).await;
-    let kept = world.state.path().join(format!("content/{}.nar", p.hash().nix32()));
+    let kept = world
+        .state
+        .path()
+        .join(format!("content/{}.nar", p.hash().nix32()));
     let mut byte = [0];
-    let nar = fs::OpenOptions::new().read(true).write(true).open(kept).unwrap();
+    let nar = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(kept)
+        .unwrap();
     nar.read_exact_at(&mut byte, 200_000).unwrap();
     nar.write_all_at(&[byte[0] ^ 1], 200_000).unwrap();
     let mut events = world.events();
     let store = world.store.clone();
-    let report = tokio::task::spawn_blocking(move || store.check(&[], |_, _| {}).unwrap()).await.unwrap();
-    assert!(report.checked.iter().any(|c| c.problem.is_some()), "{report:?}");
-    assert_eq!(events.recv().await.unwrap(), Event::ContentDropped(p.hash()));
+    let report = tokio::task::spawn_blocking(move || store.check(&[], |_, _| {}).unwrap())
+        .await
+        .unwrap();
+    assert!(
+        report.checked.iter().any(|c| c.problem.is_some()),
+        "{report:?}"
+    );
+    assert_eq!(
+        events.recv().await.unwrap(),
+        Event::ContentDropped(p.hash())
+    );
     let before = server.count(&p.nar_url(Packing::Zstd));
     all_right(&world, &p).await;
     assert_eq!(server.count(&p.nar_url(Packing::Zstd)), before + 1);
     let store = world.store.clone();
     fetched(&world, &p).await.unwrap();
-    let report = tokio::task::spawn_blocking(move || store.check(&[], |_, _| {}).unwrap()).await.unwrap();
-    assert!(report.checked.iter().all(|c| c.problem.is_none()), "{report:?}");
+    let report = tokio::task::spawn_blocking(move || store.check(&[], |_, _| {}).unwrap())
+        .await
+        .unwrap();
+    assert!(
+        report.checked.iter().all(|c| c.problem.is_none()),
+        "{report:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +93,9 @@ async fn a_verified_nar_whose_tree_is_lost_is_indexed_from_the_disk() {
     fetched(&store, &p).await.unwrap();
     drop(store);
     for damage in [None, Some(&b"not a tree"[..])] {
-        let tree = state.path().join(format!("content/{}.index", p.hash().nix32()));
+        let tree = state
+            .path()
+            .join(format!("content/{}.index", p.hash().nix32()));
         match damage {
             None => fs::remove_file(tree).unwrap(),
             Some(bytes) => fs::write(tree, bytes).unwrap(),
@@ -85,7 +116,10 @@ async fn a_restart_in_the_middle_keeps_what_came_and_goes_on() {
         cache.add(&p, packing);
         let server = serve(cache.path());
         let packed = packing.pack(&p.nar).len() as u64;
-        server.on(&p.nar_url(packing), Reply::as_it_is().cut_after(packed * 2 / 3));
+        server.on(
+            &p.nar_url(packing),
+            Reply::as_it_is().cut_after(packed * 2 / 3),
+        );
         let setup = Setup::trusting(&key);
         let World { store, state } = setup.store(&[&server]);
         assert!(read(&store, &p, "data", 0, 1000).await.unwrap() == truth(&p, "data")[..1000]);
@@ -118,7 +152,9 @@ async fn the_status_always_parses_and_never_says_too_much() {
     let path = admitted(&world, &p).await;
     let status = NodeId::of(Node::StatusDir(ViewId::WHOLE));
     let name = format!("{}.json", p.path);
-    let Found::Node(attr) = answer(world.lookup(status, name.as_bytes())).await.unwrap() else { panic!() };
+    let Found::Node(attr) = answer(world.lookup(status, name.as_bytes())).await.unwrap() else {
+        panic!()
+    };
     let summary = NodeId::of(Node::Summary(ViewId::WHOLE));
     let over = Arc::new(AtomicBool::new(false));
     let polls = [attr.node, summary].map(|node| {
@@ -129,8 +165,14 @@ async fn the_status_always_parses_and_never_says_too_much() {
                 store.read_now(node, 0, 1 << 20, &mut buf).unwrap().unwrap();
                 assert_eq!(buf.len(), 4096);
                 let json: serde_json::Value = serde_json::from_slice(&buf).unwrap();
-                let (fetched, size) = (json["fetchedSize"].as_u64().unwrap(), json["size"].as_u64().unwrap());
-                assert!(fetched <= size && fetched >= last, "{last} {fetched} {size}");
+                let (fetched, size) = (
+                    json["fetchedSize"].as_u64().unwrap(),
+                    json["size"].as_u64().unwrap(),
+                );
+                assert!(
+                    fetched <= size && fetched >= last,
+                    "{last} {fetched} {size}"
+                );
                 last = fetched;
                 count += 1;
             }
@@ -146,5 +188,8 @@ async fn the_status_always_parses_and_never_says_too_much() {
     polls.into_iter().for_each(|poll| poll.join().unwrap());
     until(|| world.path_status(&path).verified).await;
     let status = world.path_status(&path);
-    assert_eq!((status.fetched_size, status.size), (p.nar.len() as u64, p.nar.len() as u64));
+    assert_eq!(
+        (status.fetched_size, status.size),
+        (p.nar.len() as u64, p.nar.len() as u64)
+    );
 }

@@ -24,7 +24,13 @@ fn described() -> Item {
         ("a", file(noise(1, 1000))),
         ("b", exec(noise(2, 2000))),
         ("big", file(noise(3, 600_000))),
-        ("dir", directory([("inner", file(noise(4, 3000))), ("other", file(noise(5, 512)))])),
+        (
+            "dir",
+            directory([
+                ("inner", file(noise(4, 3000))),
+                ("other", file(noise(5, 512))),
+            ]),
+        ),
         ("link", link("dir/inner")),
         ("z", file(noise(6, 4000))),
     ])
@@ -33,53 +39,93 @@ fn described() -> Item {
 /// Listings that add up to the right size and are wrong nevertheless.
 fn lies() -> Vec<(&'static str, String)> {
     let item = |change: fn(&mut Vec<(Vec<u8>, Item)>)| {
-        let Item::Directory(mut entries) = described() else { unreachable!() };
+        let Item::Directory(mut entries) = described() else {
+            unreachable!()
+        };
         change(&mut entries);
         let lie = Package::new("described", &Item::Directory(entries));
-        assert_eq!(lie.nar.len(), truthful().nar.len(), "else it would be refused at once");
+        assert_eq!(
+            lie.nar.len(),
+            truthful().nar.len(),
+            "else it would be refused at once"
+        );
         lie.listing()
     };
     vec![
-        ("two sizes", item(|e| {
-            e[0].1 = file(noise(1, 1008));
-            e[1].1 = exec(noise(1, 1992));
-        })),
-        ("two sizes far apart", item(|e| {
-            e[0].1 = file(noise(1, 992));
-            e[5].1 = file(noise(1, 4008));
-        })),
-        ("a size, inside its padding", item(|e| e[3].1 = directory([
-            ("inner", file(noise(4, 2993))),
-            ("other", file(noise(5, 512))),
-        ]))),
-        ("who may be executed", item(|e| {
-            e[0].1 = exec(noise(1, 1000));
-            e[1].1 = file(noise(2, 2000));
-        })),
+        (
+            "two sizes",
+            item(|e| {
+                e[0].1 = file(noise(1, 1008));
+                e[1].1 = exec(noise(1, 1992));
+            }),
+        ),
+        (
+            "two sizes far apart",
+            item(|e| {
+                e[0].1 = file(noise(1, 992));
+                e[5].1 = file(noise(1, 4008));
+            }),
+        ),
+        (
+            "a size, inside its padding",
+            item(|e| {
+                e[3].1 = directory([
+                    ("inner", file(noise(4, 2993))),
+                    ("other", file(noise(5, 512))),
+                ])
+            }),
+        ),
+        (
+            "who may be executed",
+            item(|e| {
+                e[0].1 = exec(noise(1, 1000));
+                e[1].1 = file(noise(2, 2000));
+            }),
+        ),
         ("a name", item(|e| e[0].0 = b"A".into())),
         ("a link's target", item(|e| e[4].1 = link("dir/other"))),
-        ("the order of names", item(|e| {
-            e[3].1 = directory([("inner", file(noise(5, 512))), ("other", file(noise(4, 3000)))]);
-        })),
-        ("a file inside a file", item(|e| {
-            // As many bytes as the entry `a` takes away are hidden in `big`.
-            let Item::File(contents, _) = &mut e[2].1 else { unreachable!() };
-            let all = narfs_len(&described());
-            contents.clear();
-            e.remove(0);
-            let without = narfs_len(&Item::Directory(e.clone()));
-            let Item::File(contents, _) = &mut e[1].1 else { unreachable!() };
-            contents.resize(all - without, 0);
-        })),
-        ("one file more", item(|e| {
-            let all = narfs_len(&described());
-            e.insert(1, (b"aa".into(), file("")));
-            let Item::File(contents, _) = &mut e[3].1 else { unreachable!() };
-            contents.clear();
-            let without = narfs_len(&Item::Directory(e.clone()));
-            let Item::File(contents, _) = &mut e[3].1 else { unreachable!() };
-            contents.resize(all - without, 0);
-        })),
+        (
+            "the order of names",
+            item(|e| {
+                e[3].1 = directory([
+                    ("inner", file(noise(5, 512))),
+                    ("other", file(noise(4, 3000))),
+                ]);
+            }),
+        ),
+        (
+            "a file inside a file",
+            item(|e| {
+                // As many bytes as the entry `a` takes away are hidden in `big`.
+                let Item::File(contents, _) = &mut e[2].1 else {
+                    unreachable!()
+                };
+                let all = narfs_len(&described());
+                contents.clear();
+                e.remove(0);
+                let without = narfs_len(&Item::Directory(e.clone()));
+                let Item::File(contents, _) = &mut e[1].1 else {
+                    unreachable!()
+                };
+                contents.resize(all - without, 0);
+            }),
+        ),
+        (
+            "one file more",
+            item(|e| {
+                let all = narfs_len(&described());
+                e.insert(1, (b"aa".into(), file("")));
+                let Item::File(contents, _) = &mut e[3].1 else {
+                    unreachable!()
+                };
+                contents.clear();
+                let without = narfs_len(&Item::Directory(e.clone()));
+                let Item::File(contents, _) = &mut e[3].1 else {
+                    unreachable!()
+                };
+                contents.resize(all - without, 0);
+            }),
+        ),
     ]
 }
 
@@ -100,7 +146,14 @@ fn files(path: &Path) -> Vec<(EntryIndex, String, u64)> {
 }
 
 /// Reads a file as the believed tree has it: the whole truth or an error.
-async fn read_believed(world: &World, p: &Package, path: &Arc<Path>, entry: EntryIndex, name: &str, size: u64) {
+async fn read_believed(
+    world: &World,
+    p: &Package,
+    path: &Arc<Path>,
+    entry: EntryIndex,
+    name: &str,
+    size: u64,
+) {
     if size == 0 {
         // Nothing is read of it, so nothing can contradict it.
         return;
@@ -139,7 +192,12 @@ async fn a_lying_listing_never_leads_to_a_wrong_byte() {
                 }
                 // What is fetched whole is right, whatever was believed before.
                 fetched(&world, &p).await.unwrap();
-                until(|| world.known(&p.path).is_some_and(|p| p.tree.source() == Source::Nar)).await;
+                until(|| {
+                    world
+                        .known(&p.path)
+                        .is_some_and(|p| p.tree.source() == Source::Nar)
+                })
+                .await;
                 all_right(&world, &p).await;
             }
         }
@@ -161,7 +219,12 @@ async fn a_lying_listing_is_found_by_fetching_everything() {
             let old = admitted(&world, &p).await;
             let _ = soon(world.prefetch(&old, Lane::Demand)).await;
             fetched(&world, &p).await.unwrap();
-            until(|| world.known(&p.path).is_some_and(|p| p.tree.source() == Source::Nar)).await;
+            until(|| {
+                world
+                    .known(&p.path)
+                    .is_some_and(|p| p.tree.source() == Source::Nar)
+            })
+            .await;
             all_right(&world, &p).await;
             // Who still holds what was believed gets nothing through it.
             for (entry, name, size) in files(&old) {
@@ -191,13 +254,20 @@ async fn while_the_nar_is_indexed_the_wrong_tree_gives_out_nothing() {
     let almost = packed.len() as u64 - 10;
     server.script(
         &p.nar_url(Packing::Zstd),
-        [Reply::as_it_is(), Reply::as_it_is().pausing_at(almost, &gate)],
+        [
+            Reply::as_it_is(),
+            Reply::as_it_is().pausing_at(almost, &gate),
+        ],
     );
     let world = Setup::trusting(&key).store(&[&server]);
     let path = admitted(&world, &p).await;
     let reading = tokio::spawn({
         let (store, path) = (world.store.clone(), path.clone());
-        async move { store.read_file(&path, path.tree.resolve(b"a").unwrap(), 0, 5000).await }
+        async move {
+            store
+                .read_file(&path, path.tree.resolve(b"a").unwrap(), 0, 5000)
+                .await
+        }
     });
     gate.wait_for(1);
     until(|| world.fetched_bytes(&path) > 500_000).await;
@@ -208,10 +278,21 @@ async fn while_the_nar_is_indexed_the_wrong_tree_gives_out_nothing() {
     });
     tokio::task::yield_now().await;
     gate.open();
-    for (name, outcome) in [("a", soon(reading).await.unwrap()), ("dir/inner", soon(early).await.unwrap())] {
-        assert!(outcome.is_err() || outcome.unwrap() == truth(&p, name), "{name}");
+    for (name, outcome) in [
+        ("a", soon(reading).await.unwrap()),
+        ("dir/inner", soon(early).await.unwrap()),
+    ] {
+        assert!(
+            outcome.is_err() || outcome.unwrap() == truth(&p, name),
+            "{name}"
+        );
     }
-    until(|| world.known(&p.path).is_some_and(|p| p.tree.source() == Source::Nar)).await;
+    until(|| {
+        world
+            .known(&p.path)
+            .is_some_and(|p| p.tree.source() == Source::Nar)
+    })
+    .await;
     all_right(&world, &p).await;
 }
 
@@ -230,19 +311,54 @@ async fn a_refused_listing_costs_a_stream_and_nothing_else() {
         ("empty", Vec::new()),
         ("no JSON", b"<html></html>".to_vec()),
         ("half of it", right.as_bytes()[..right.len() / 2].to_vec()),
-        ("not for this NAR", Package::new("x", &file("x")).listing().into_bytes()),
-        ("a missing entry", right.replace("\"z\":{", "\"y\":{\"type\":\"regular\",\"size\":0},\"z\":{").into_bytes()),
+        (
+            "not for this NAR",
+            Package::new("x", &file("x")).listing().into_bytes(),
+        ),
+        (
+            "a missing entry",
+            right
+                .replace("\"z\":{", "\"y\":{\"type\":\"regular\",\"size\":0},\"z\":{")
+                .into_bytes(),
+        ),
         ("..", right.replace("\"a\":", "\"..\":").into_bytes()),
         ("a slash", right.replace("\"a\":", "\"x/y\":").into_bytes()),
         ("NUL", right.replace("\"a\":", "\"\\u0000\":").into_bytes()),
-        ("a duplicate", right.replace("\"b\":", "\"a\":").into_bytes()),
-        ("a lossy name", right.replace("\"a\":", "\"\u{fffd}\":").into_bytes()),
-        ("a name of 10 MB", right.replace("\"a\":", &format!("\"{}\":", "a".repeat(10_000_000))).into_bytes()),
+        (
+            "a duplicate",
+            right.replace("\"b\":", "\"a\":").into_bytes(),
+        ),
+        (
+            "a lossy name",
+            right.replace("\"a\":", "\"\u{fffd}\":").into_bytes(),
+        ),
+        (
+            "a name of 10 MB",
+            right
+                .replace("\"a\":", &format!("\"{}\":", "a".repeat(10_000_000)))
+                .into_bytes(),
+        ),
         ("depth of 10,000", deep.into_bytes()),
-        ("100,000 open braces", b"{\"version\":1,\"root\":".iter().copied().chain([b'['; 100_000]).collect()),
-        ("a wrong total", right.replace("\"size\":4000", "\"size\":4100").into_bytes()),
-        ("a size beyond everything", right.replace("4000", "18446744073709551615").into_bytes()),
-        ("a negative size", right.replace("\"size\":4000", "\"size\":-8").into_bytes()),
+        (
+            "100,000 open braces",
+            b"{\"version\":1,\"root\":"
+                .iter()
+                .copied()
+                .chain([b'['; 100_000])
+                .collect(),
+        ),
+        (
+            "a wrong total",
+            right.replace("\"size\":4000", "\"size\":4100").into_bytes(),
+        ),
+        (
+            "a size beyond everything",
+            right.replace("4000", "18446744073709551615").into_bytes(),
+        ),
+        (
+            "a negative size",
+            right.replace("\"size\":4000", "\"size\":-8").into_bytes(),
+        ),
         ("a bomb", bomb),
     ];
     for packing in [Packing::None, Packing::Zstd, Packing::Blocks] {
@@ -262,7 +378,10 @@ async fn a_refused_listing_costs_a_stream_and_nothing_else() {
             ("410", Reply::status(410)),
             ("403", Reply::status(403)),
             ("a redirect loop", Reply::redirect(p.listing_url())),
-            ("not announced as large as it is", Reply::as_it_is().claiming_length(300 << 20)),
+            (
+                "not announced as large as it is",
+                Reply::as_it_is().claiming_length(300 << 20),
+            ),
         ] {
             println!("{packing:?}: {what}");
             server.on(&p.listing_url(), reply);
@@ -280,12 +399,21 @@ async fn a_listing_that_fails_is_an_error_and_works_later() {
     cache.add(&p, Packing::Zstd);
     let server = serve(cache.path());
     let world = Setup::trusting(&key).store(&[&server]);
-    for reply in [Reply::html(), Reply::status(503), Reply::reset(), Reply::as_it_is().cut_after(30)] {
+    for reply in [
+        Reply::html(),
+        Reply::status(503),
+        Reply::reset(),
+        Reply::as_it_is().cut_after(30),
+    ] {
         server.on(&p.listing_url(), reply);
         let error = read(&world, &p, "a", 0, 10).await.unwrap_err();
         assert!(matches!(error.root(), StoreError::Fetch { .. }), "{error}");
     }
-    assert_eq!(server.count(&p.nar_url(Packing::Zstd)), 0, "no NAR is streamed for a passing fault");
+    assert_eq!(
+        server.count(&p.nar_url(Packing::Zstd)),
+        0,
+        "no NAR is streamed for a passing fault"
+    );
     server.forget(&p.listing_url());
     all_right(&world, &p).await;
     assert_eq!(admitted(&world, &p).await.tree.source(), Source::Listing);

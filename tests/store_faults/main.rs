@@ -13,6 +13,7 @@ mod support;
 
 mod access;
 mod damage;
+mod full_disk;
 mod keeping;
 mod listings;
 mod narinfos;

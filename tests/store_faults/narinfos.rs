@@ -17,7 +17,10 @@ use crate::{
 };
 
 fn package(name: &str) -> Package {
-    Package::new(name, &directory([("data", file(format!("the data of {name}")))]))
+    Package::new(
+        name,
+        &directory([("data", file(format!("the data of {name}")))]),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,7 +49,9 @@ async fn a_narinfo_that_never_comes_delays_no_other_path() {
 async fn background_admissions_that_hang_do_not_hold_up_a_lookup() {
     let key = key();
     let cache = Cache::new(&key);
-    let many: Vec<_> = (0..60).map(|n| package(&format!("reference-{n}"))).collect();
+    let many: Vec<_> = (0..60)
+        .map(|n| package(&format!("reference-{n}")))
+        .collect();
     let root = package("root").with_references(&many.iter().collect::<Vec<_>>());
     let other = package("other");
     cache.add_all(many.iter().chain([&root, &other]), Packing::Zstd);
@@ -58,11 +63,16 @@ async fn background_admissions_that_hang_do_not_hold_up_a_lookup() {
     }
     let store = Setup::trusting(&key).store(&[&server]);
     // The first touch of the root asks for its references.
-    answer(store.lookup(crate::world::root(), root.path.to_string().as_bytes())).await.unwrap();
+    answer(store.lookup(crate::world::root(), root.path.to_string().as_bytes()))
+        .await
+        .unwrap();
     gate.wait_for(15);
     all_right(&store, &other).await;
     // Also one of those that the background is about to ask for: a lookup goes before it.
-    let last = many.iter().find(|p| server.count(&p.narinfo_url()) == 0).expect("not all at once");
+    let last = many
+        .iter()
+        .find(|p| server.count(&p.narinfo_url()) == 0)
+        .expect("not all at once");
     server.forget(&last.narinfo_url());
     server.forget(&last.listing_url());
     all_right(&store, last).await;
@@ -80,7 +90,9 @@ async fn the_wait_of_a_lookup_is_bounded_and_no_absence() {
     server.on(&slow.narinfo_url(), Reply::as_it_is().behind(&gate));
     let setup = Setup::trusting(&key).with(|s| s.lookup_timeout = Duration::from_millis(200));
     let store = setup.store(&[&server]);
-    let error = answer(store.lookup(root(), slow.path.to_string().as_bytes())).await.unwrap_err();
+    let error = answer(store.lookup(root(), slow.path.to_string().as_bytes()))
+        .await
+        .unwrap_err();
     assert!(matches!(error, StoreError::TimedOut { .. }), "{error}");
     assert!(!error.is_absence());
     gate.open();
@@ -96,25 +108,48 @@ async fn without_a_trusted_signature_refused_until_the_key_is_trusted() {
     cache.add(&signed, Packing::Zstd);
     let unsigned = package("unsigned");
     cache.add(&unsigned, Packing::Zstd);
-    cache.write(&unsigned.narinfo_url(), unsigned.narinfo(Packing::Zstd).to_text().as_bytes());
+    cache.write(
+        &unsigned.narinfo_url(),
+        unsigned.narinfo(Packing::Zstd).to_text().as_bytes(),
+    );
     let server = serve(cache.path());
     let setup = Setup::trusting(&key);
     let world = setup.store(&[&server]);
     for p in [&signed, &unsigned] {
-        let error = soon(world.store.admit(&p.path)).await.map(drop).unwrap_err();
-        assert!(matches!(error.root(), StoreError::Untrusted { .. }), "{error}");
+        let error = soon(world.store.admit(&p.path))
+            .await
+            .map(drop)
+            .unwrap_err();
+        assert!(
+            matches!(error.root(), StoreError::Untrusted { .. }),
+            "{error}"
+        );
         assert!(!error.is_absence());
-        assert_eq!(server.count(&p.nar_url(Packing::Zstd)), 0, "not even fetched");
+        assert_eq!(
+            server.count(&p.nar_url(Packing::Zstd)),
+            0,
+            "not even fetched"
+        );
     }
     drop(world.store);
     let mut trusting = setup.clone();
     trusting.settings.keys = TrustedKeys::parse([stranger.public().as_str()]).unwrap();
     let store = trusting.open(world.state.path(), &[&server]);
     all_right(&store, &signed).await;
-    let error = soon(store.admit(&unsigned.path)).await.map(drop).unwrap_err();
-    assert!(matches!(error.root(), StoreError::Untrusted { .. }), "{error}");
+    let error = soon(store.admit(&unsigned.path))
+        .await
+        .map(drop)
+        .unwrap_err();
+    assert!(
+        matches!(error.root(), StoreError::Untrusted { .. }),
+        "{error}"
+    );
     drop(store);
-    let store = Setup { trusted: true, ..setup }.open(world.state.path(), &[&server]);
+    let store = Setup {
+        trusted: true,
+        ..setup
+    }
+    .open(world.state.path(), &[&server]);
     all_right(&store, &unsigned).await;
 }
 
@@ -158,7 +193,9 @@ async fn html_another_path_and_garbage_are_errors_and_pass() {
         Reply::as_it_is().cut_after(20),
     ] {
         server.on(&p.narinfo_url(), reply);
-        let error = answer(store.lookup(root(), p.path.to_string().as_bytes())).await.unwrap_err();
+        let error = answer(store.lookup(root(), p.path.to_string().as_bytes()))
+            .await
+            .unwrap_err();
         assert!(!error.is_absence(), "{error}");
     }
     server.forget(&p.narinfo_url());
@@ -183,8 +220,15 @@ async fn absence_is_remembered_and_an_error_is_not() {
     }
     settled(&store, &p).await;
     server.clear();
-    assert_eq!(answer(store.lookup(root(), name.as_bytes())).await.unwrap(), Found::NotNow);
-    assert_eq!(server.requests().len(), 0, "asked again for what is known to be absent");
+    assert_eq!(
+        answer(store.lookup(root(), name.as_bytes())).await.unwrap(),
+        Found::NotNow
+    );
+    assert_eq!(
+        server.requests().len(),
+        0,
+        "asked again for what is known to be absent"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -196,7 +240,9 @@ async fn one_cache_without_it_and_one_in_trouble_is_no_absence() {
     let (first, second) = (serve(empty.path()), serve(full.path()));
     second.on(&p.narinfo_url(), Reply::status(500));
     let store = Setup::trusting(&key).store(&[&first, &second]);
-    let error = answer(store.lookup(root(), p.path.to_string().as_bytes())).await.unwrap_err();
+    let error = answer(store.lookup(root(), p.path.to_string().as_bytes()))
+        .await
+        .unwrap_err();
     assert!(!error.is_absence(), "{error}");
     second.forget(&p.narinfo_url());
     all_right(&store, &p).await;
@@ -212,13 +258,28 @@ async fn a_digest_under_another_name_is_absent_and_costs_one_request() {
     let server = serve(cache.path());
     let store = Setup::trusting(&key).store(&[&server]);
     let wrong = format!("{}-another-name", p.path.hash());
-    assert_eq!(answer(store.lookup(root(), wrong.as_bytes())).await.unwrap(), Found::NotNow);
+    assert_eq!(
+        answer(store.lookup(root(), wrong.as_bytes()))
+            .await
+            .unwrap(),
+        Found::NotNow
+    );
     settled(&store, &p).await;
     server.clear();
-    assert_eq!(answer(store.lookup(root(), wrong.as_bytes())).await.unwrap(), Found::NotNow);
+    assert_eq!(
+        answer(store.lookup(root(), wrong.as_bytes()))
+            .await
+            .unwrap(),
+        Found::NotNow
+    );
     assert_eq!(server.requests().len(), 0);
     all_right(&store, &p).await;
-    assert_eq!(answer(store.lookup(root(), wrong.as_bytes())).await.unwrap(), Found::NotNow);
+    assert_eq!(
+        answer(store.lookup(root(), wrong.as_bytes()))
+            .await
+            .unwrap(),
+        Found::NotNow
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,28 +323,60 @@ async fn a_clock_that_jumps_neither_loses_nor_freezes_what_is_known() {
     let name = store.substituters()[0].name().to_owned();
     let text = std::fs::read(cache.path().join(&there.narinfo_url()[1..])).unwrap();
     let year = 365 * 24 * 3600;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
     // Answers of a year ahead: the clock was wrong then.
-    let answers = vec![(there.path.hash(), Some(text.clone())), (gone.path.hash(), None)];
+    let answers = vec![
+        (there.path.hash(), Some(text.clone())),
+        (gone.path.hash(), None),
+    ];
     db.put_narinfos(&name, answers, now + year).await.unwrap();
     admitted(&store, &there).await;
-    assert_eq!(server.count(&there.narinfo_url()), 0, "a narinfo from the future is one of now");
+    assert_eq!(
+        server.count(&there.narinfo_url()),
+        0,
+        "a narinfo from the future is one of now"
+    );
     let found = answer(store.lookup(root(), gone.path.to_string().as_bytes())).await;
     assert_eq!(found.unwrap(), Found::NotNow);
     assert_eq!(server.count(&gone.narinfo_url()), 0);
-    let ttl = NarinfoTtl { positive: 30 * 24 * 3600, negative: 3600 };
+    let ttl = NarinfoTtl {
+        positive: 30 * 24 * 3600,
+        negative: 3600,
+    };
     // Not the future's: counted from now on, the absence ends when an absence of now does.
-    until(|| !db.narinfo(&name, &gone.path.hash(), now + 7200, ttl).unwrap().unwrap().fresh).await;
+    until(|| {
+        !db.narinfo(&name, &gone.path.hash(), now + 7200, ttl)
+            .unwrap()
+            .unwrap()
+            .fresh
+    })
+    .await;
     // Answers of a year ago: absence is asked for again, a narinfo still describes its NAR.
-    db.put_narinfos(&name, vec![(gone.path.hash(), None)], now - year).await.unwrap();
+    db.put_narinfos(&name, vec![(gone.path.hash(), None)], now - year)
+        .await
+        .unwrap();
     cache.add(&gone, Packing::Zstd);
     all_right(&store, &gone).await;
-    assert_eq!(read_all(&store, &there, "data").await.unwrap(), b"the data of there");
+    assert_eq!(
+        read_all(&store, &there, "data").await.unwrap(),
+        b"the data of there"
+    );
 }
 
 /// What was answered is in the database: narinfos are kept behind the answer.
 async fn settled(store: &narfs::store::Store, p: &Package) {
-    let ttl = NarinfoTtl { positive: 1 << 30, negative: 1 << 30 };
+    let ttl = NarinfoTtl {
+        positive: 1 << 30,
+        negative: 1 << 30,
+    };
     let db = store.content().db();
-    until(|| !db.narinfos(&p.path.hash(), 1 << 40, ttl).unwrap().is_empty()).await;
+    until(|| {
+        !db.narinfos(&p.path.hash(), 1 << 40, ttl)
+            .unwrap()
+            .is_empty()
+    })
+    .await;
 }

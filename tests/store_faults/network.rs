@@ -9,11 +9,20 @@ use crate::{
         cache::{Cache, Package, Packing, directory, file, key, noise},
         scripted::{Gate, Reply},
     },
-    world::{Setup, admitted, all_right, answer, fetched, read, read_all, root, serve, soon, truth, until},
+    world::{
+        Setup, admitted, all_right, answer, fetched, read, read_all, root, serve, soon, truth,
+        until,
+    },
 };
 
 fn package(name: &str, seed: u64) -> Package {
-    Package::new(name, &directory([("data", file(noise(seed, 900_000))), ("end", file(noise(seed + 1, 300_000)))]))
+    Package::new(
+        name,
+        &directory([
+            ("data", file(noise(seed, 900_000))),
+            ("end", file(noise(seed + 1, 300_000))),
+        ]),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,7 +79,11 @@ async fn two_paths_with_one_nar_are_one_request() {
     fetched(&world, &two).await.unwrap();
     assert_eq!(server.count(&one.nar_url(Packing::Zstd)), 1);
     let statuses = [&one, &two].map(|p| world.path_status(&world.known(&p.path).unwrap()));
-    assert!(statuses.iter().all(|s| s.verified && s.fetched_size == s.size));
+    assert!(
+        statuses
+            .iter()
+            .all(|s| s.verified && s.fetched_size == s.size)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,7 +126,9 @@ async fn the_one_who_asked_first_for_a_path_may_leave() {
     let world = Setup::trusting(&key).store(&[&server]);
     let lookup = || {
         let (store, p) = (world.store.clone(), p.clone());
-        tokio::spawn(async move { answer(store.lookup(root(), p.path.to_string().as_bytes())).await })
+        tokio::spawn(
+            async move { answer(store.lookup(root(), p.path.to_string().as_bytes())).await },
+        )
     };
     let first = lookup();
     gate.wait_for(1);
@@ -133,7 +148,10 @@ async fn a_stalled_nar_is_an_error_inside_the_bound_and_nobody_elses() {
         cache.add_all([&slow, &other], packing);
         let server = serve(cache.path());
         let gate = Gate::new();
-        server.on(&slow.nar_url(packing), Reply::as_it_is().pausing_at(1000, &gate));
+        server.on(
+            &slow.nar_url(packing),
+            Reply::as_it_is().pausing_at(1000, &gate),
+        );
         let mut setup = Setup::trusting(&key).with(|s| s.read_timeout = Duration::from_millis(600));
         setup.http.stall_timeout = Duration::from_millis(300);
         let world = setup.store(&[&server]);
@@ -147,7 +165,8 @@ async fn a_stalled_nar_is_an_error_inside_the_bound_and_nobody_elses() {
         fetched(&world, &other).await.unwrap();
         let error = soon(waiting).await.unwrap().unwrap_err();
         assert!(!error.is_absence(), "{error}");
-        until(|| world.path_status(&path).error.is_some() || !path_is_fetching(&world, &path)).await;
+        until(|| world.path_status(&path).error.is_some() || !path_is_fetching(&world, &path))
+            .await;
         gate.open();
         server.forget(&slow.nar_url(packing));
         all_right(&world, &slow).await;
@@ -165,10 +184,15 @@ async fn a_stall_is_found_however_often_readers_come_and_go() {
     let key = key();
     let (bad, good) = (Cache::new(&key), Cache::new(&key));
     let p = package("stalled", 1);
-    [&bad, &good].iter().for_each(|cache| cache.add(&p, Packing::Zstd));
+    [&bad, &good]
+        .iter()
+        .for_each(|cache| cache.add(&p, Packing::Zstd));
     let (first, second) = (serve(bad.path()), serve(good.path()));
     let gate = Gate::new();
-    first.on(&p.nar_url(Packing::Zstd), Reply::as_it_is().pausing_at(1000, &gate));
+    first.on(
+        &p.nar_url(Packing::Zstd),
+        Reply::as_it_is().pausing_at(1000, &gate),
+    );
     let mut setup = Setup::trusting(&key);
     setup.http.stall_timeout = Duration::from_millis(500);
     let world = setup.store(&[&first, &second]);
@@ -189,7 +213,10 @@ async fn a_stall_is_found_however_often_readers_come_and_go() {
         }
     })
     .await;
-    assert!(lasting.await.unwrap().unwrap() == truth(&p, "data")[700_000..701_000], "from the other cache");
+    assert!(
+        lasting.await.unwrap().unwrap() == truth(&p, "data")[700_000..701_000],
+        "from the other cache"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,7 +227,10 @@ async fn a_reader_whose_stream_stalls_does_not_stop_the_background() {
     cache.add_all([&slow, &other], Packing::Zstd);
     let server = serve(cache.path());
     let gate = Gate::new();
-    server.on(&slow.nar_url(Packing::Zstd), Reply::as_it_is().pausing_at(100_000, &gate));
+    server.on(
+        &slow.nar_url(Packing::Zstd),
+        Reply::as_it_is().pausing_at(100_000, &gate),
+    );
     let world = Setup::trusting(&key).store(&[&server]);
     let waiting = tokio::spawn({
         let (store, p) = (world.store.clone(), slow.clone());
@@ -209,7 +239,10 @@ async fn a_reader_whose_stream_stalls_does_not_stop_the_background() {
     gate.wait_for(1);
     let path = admitted(&world, &other).await;
     // Far below the time after which the stalled one is given up.
-    let background = tokio::time::timeout(Duration::from_secs(10), world.prefetch(&path, Lane::Background));
+    let background = tokio::time::timeout(
+        Duration::from_secs(10),
+        world.prefetch(&path, Lane::Background),
+    );
     background.await.expect("the link idles").unwrap();
     assert!(!waiting.is_finished());
     gate.open();
@@ -228,13 +261,21 @@ async fn bursts_of_refusals_and_cut_connections_are_overcome() {
         setup.tries = 4;
         setup.http.retry.tries = 4;
         for url in [p.narinfo_url(), p.listing_url(), p.nar_url(packing)] {
-            let refused = [Reply::status(429), Reply::status(503), Reply::reset(), Reply::as_it_is()];
+            let refused = [
+                Reply::status(429),
+                Reply::status(503),
+                Reply::reset(),
+                Reply::as_it_is(),
+            ];
             server.script(&url, refused);
         }
         all_right(&setup.store(&[&server]), &p).await;
         // Cut in mid-body: the next request goes on where the first one ended.
         server.clear();
-        server.script(&p.nar_url(packing), [Reply::as_it_is().cut_after(300_000), Reply::as_it_is()]);
+        server.script(
+            &p.nar_url(packing),
+            [Reply::as_it_is().cut_after(300_000), Reply::as_it_is()],
+        );
         let world = setup.store(&[&server]);
         all_right(&world, &p).await;
         fetched(&world, &p).await.unwrap();
@@ -255,15 +296,24 @@ async fn a_server_without_ranges_that_always_breaks_off_is_given_up() {
     let p = package("hopeless", 1);
     cache.add(&p, Packing::Zstd);
     let server = serve(cache.path());
-    server.on(&p.nar_url(Packing::Zstd), Reply::as_it_is().ignoring_ranges().cut_after(300_000));
+    server.on(
+        &p.nar_url(Packing::Zstd),
+        Reply::as_it_is().ignoring_ranges().cut_after(300_000),
+    );
     let world = Setup::trusting(&key).store(&[&server]);
     let error = fetched(&world, &p).await.unwrap_err();
     assert!(matches!(error.root(), StoreError::Fetch { .. }), "{error}");
     let asked = server.count(&p.nar_url(Packing::Zstd));
     assert!(asked <= 4, "{asked} requests");
-    server.on(&p.nar_url(Packing::Zstd), Reply::redirect(p.nar_url(Packing::Zstd)));
+    server.on(
+        &p.nar_url(Packing::Zstd),
+        Reply::redirect(p.nar_url(Packing::Zstd)),
+    );
     let error = fetched(&world, &p).await.unwrap_err();
-    assert!(error.to_string().contains("redirected in a circle"), "{error}");
+    assert!(
+        error.to_string().contains("redirected in a circle"),
+        "{error}"
+    );
     server.forget(&p.nar_url(Packing::Zstd));
     all_right(&world, &p).await;
 }
@@ -272,7 +322,11 @@ async fn a_server_without_ranges_that_always_breaks_off_is_given_up() {
 async fn without_a_network_what_is_here_stays_and_the_rest_comes_when_it_is_back() {
     let key = key();
     let cache = Cache::new(&key);
-    let (here, half, unknown) = (package("here", 1), package("half", 3), package("unknown", 5));
+    let (here, half, unknown) = (
+        package("here", 1),
+        package("half", 3),
+        package("unknown", 5),
+    );
     for packing in [Packing::Zstd, Packing::None] {
         cache.add_all([&here, &half, &unknown], packing);
         let server = serve(cache.path());
@@ -285,14 +339,18 @@ async fn without_a_network_what_is_here_stays_and_the_rest_comes_when_it_is_back
             all_right(&world, &here).await;
             let error = read(&world, &half, "data", 0, 1000).await.unwrap_err();
             assert!(matches!(error.root(), StoreError::Fetch { .. }), "{error}");
-            let error = answer(world.lookup(root(), unknown.path.to_string().as_bytes())).await.unwrap_err();
+            let error = answer(world.lookup(root(), unknown.path.to_string().as_bytes()))
+                .await
+                .unwrap_err();
             assert!(!error.is_absence(), "{error}");
         }
         assert!(world.path_status(&path).error.is_some());
         server.come_back();
         println!("{packing:?}, back");
         // The first read after it works, and the error is over.
-        assert!(read(&world, &half, "data", 0, 1000).await.unwrap() == truth(&half, "data")[..1000]);
+        assert!(
+            read(&world, &half, "data", 0, 1000).await.unwrap() == truth(&half, "data")[..1000]
+        );
         until(|| world.path_status(&path).error.is_none()).await;
         all_right(&world, &half).await;
         all_right(&world, &unknown).await;
@@ -309,7 +367,10 @@ async fn a_cache_that_vanishes_in_mid_file_is_replaced_or_waited_for() {
         for two in [true, false] {
             let (first, second) = (serve(cache.path()), serve(cache.path()));
             let gate = Gate::new();
-            first.on(&p.nar_url(packing), Reply::as_it_is().pausing_at(10_000, &gate));
+            first.on(
+                &p.nar_url(packing),
+                Reply::as_it_is().pausing_at(10_000, &gate),
+            );
             let both = [&first, &second];
             let world = Setup::trusting(&key).store(if two { &both } else { &both[..1] });
             let reader = tokio::spawn({
@@ -320,7 +381,10 @@ async fn a_cache_that_vanishes_in_mid_file_is_replaced_or_waited_for() {
             first.vanish();
             let outcome = soon(reader).await.unwrap();
             if two {
-                assert!(outcome.unwrap() == truth(&p, "data"), "the other cache has it");
+                assert!(
+                    outcome.unwrap() == truth(&p, "data"),
+                    "the other cache has it"
+                );
             } else {
                 assert!(!outcome.unwrap_err().is_absence());
                 first.come_back();

@@ -42,7 +42,11 @@ impl Setup {
                 keys: TrustedKeys::parse([key.public().as_str()]).unwrap(),
                 ..Settings::default()
             },
-            http: HttpOptions { retry, proxy_from_environment: false, ..HttpOptions::default() },
+            http: HttpOptions {
+                retry,
+                proxy_from_environment: false,
+                ..HttpOptions::default()
+            },
             tries: 2,
             trusted: false,
         }
@@ -59,18 +63,31 @@ impl Setup {
         let content = ContentStore::open(state, OpenOptions { wait: PATIENCE }).unwrap();
         let transport = Transport::new(self.http.clone()).unwrap();
         let substituter = |server: &&Server| {
-            let config =
-                SubstituterConfig { url: server.base(), trusted: self.trusted, ..SubstituterConfig::default() };
+            let config = SubstituterConfig {
+                url: server.base(),
+                trusted: self.trusted,
+                ..SubstituterConfig::default()
+            };
             Substituter::new(&config, &transport).unwrap()
         };
         let caches = caches.iter().map(substituter).collect();
-        Store::new(content, caches, self.settings.clone(), self.tries, Handle::current()).unwrap()
+        Store::new(
+            content,
+            caches,
+            self.settings.clone(),
+            self.tries,
+            Handle::current(),
+        )
+        .unwrap()
     }
 
     /// A store in a directory of its own.
     pub fn store(&self, caches: &[&Server]) -> World {
         let state = tempfile::tempdir().unwrap();
-        World { store: self.open(state.path(), caches), state }
+        World {
+            store: self.open(state.path(), caches),
+            state,
+        }
     }
 }
 
@@ -127,7 +144,9 @@ pub fn root() -> NodeId {
 pub fn truth(package: &Package, name: &str) -> Vec<u8> {
     let tree = package.tree();
     let entry = tree.resolve(name.as_bytes()).expect("in the archive");
-    let Some(tree::Node::Regular { size, offset, .. }) = tree.node(entry) else { panic!("{name} is no file") };
+    let Some(tree::Node::Regular { size, offset, .. }) = tree.node(entry) else {
+        panic!("{name} is no file")
+    };
     package.nar[offset as usize..(offset + size) as usize].to_vec()
 }
 
@@ -145,7 +164,10 @@ pub async fn read(
     size: u32,
 ) -> Result<Vec<u8>, StoreError> {
     let path = soon(store.admit(&package.path)).await?;
-    let entry = path.tree.resolve(name.as_bytes()).ok_or(StoreError::NoEntry)?;
+    let entry = path
+        .tree
+        .resolve(name.as_bytes())
+        .ok_or(StoreError::NoEntry)?;
     soon(store.read_file(&path, entry, offset, size)).await
 }
 
@@ -198,5 +220,7 @@ pub async fn fetched(store: &Store, package: &Package) -> Result<(), StoreError>
 /// Everything that was fetched is on the disk.
 pub async fn flushed(store: &Store) {
     let store = store.clone();
-    tokio::task::spawn_blocking(move || store.flush().unwrap()).await.unwrap();
+    tokio::task::spawn_blocking(move || store.flush().unwrap())
+        .await
+        .unwrap();
 }

@@ -50,7 +50,12 @@ pub fn link(target: &str) -> Item {
 
 /// A directory, in the order given.
 pub fn directory<const N: usize>(entries: [(&str, Item); N]) -> Item {
-    Item::Directory(entries.into_iter().map(|(name, item)| (name.into(), item)).collect())
+    Item::Directory(
+        entries
+            .into_iter()
+            .map(|(name, item)| (name.into(), item))
+            .collect(),
+    )
 }
 
 /// Bytes that do not compress and differ from seed to seed.
@@ -131,12 +136,19 @@ impl Package {
 
     /// The same with the archive as it stands.
     pub fn of_nar(name: &str, nar: Vec<u8>) -> Self {
-        Self { path: store_path(name), nar, references: Vec::new() }
+        Self {
+            path: store_path(name),
+            nar,
+            references: Vec::new(),
+        }
     }
 
     /// With these references.
     pub fn with_references(mut self, references: &[&Package]) -> Self {
-        self.references = references.iter().map(|package| package.path.clone()).collect();
+        self.references = references
+            .iter()
+            .map(|package| package.path.clone())
+            .collect();
         self.references.sort();
         self
     }
@@ -219,8 +231,14 @@ pub const BLOCK: usize = 200_000;
 
 impl Packing {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::None, Self::Zstd, Self::Frames, Self::Seekable, Self::Xz, Self::Blocks];
+    pub const ALL: [Self; 6] = [
+        Self::None,
+        Self::Zstd,
+        Self::Frames,
+        Self::Seekable,
+        Self::Xz,
+        Self::Blocks,
+    ];
 
     fn suffix(self) -> &'static str {
         match self {
@@ -256,7 +274,9 @@ impl Packing {
 }
 
 fn frames(nar: &[u8]) -> Vec<Vec<u8>> {
-    nar.chunks(BLOCK).map(|part| zstd::bulk::compress(part, 3).unwrap()).collect()
+    nar.chunks(BLOCK)
+        .map(|part| zstd::bulk::compress(part, 3).unwrap())
+        .collect()
 }
 
 /// Frames and a seek table ("Zstandard Seekable Format", version 0.1.0).
@@ -312,7 +332,11 @@ impl<'a> Cache<'a> {
     pub fn new(key: &'a SigningKey) -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("nar")).unwrap();
-        fs::write(directory.path().join("nix-cache-info"), "StoreDir: /nix/store\n").unwrap();
+        fs::write(
+            directory.path().join("nix-cache-info"),
+            "StoreDir: /nix/store\n",
+        )
+        .unwrap();
         Self { directory, key }
     }
 
@@ -329,7 +353,9 @@ impl<'a> Cache<'a> {
 
     /// Adds packages with their listings.
     pub fn add_all<'p>(&self, packages: impl IntoIterator<Item = &'p Package>, packing: Packing) {
-        packages.into_iter().for_each(|package| self.add(package, packing));
+        packages
+            .into_iter()
+            .for_each(|package| self.add(package, packing));
     }
 
     /// Adds a package without a listing.
@@ -341,7 +367,10 @@ impl<'a> Cache<'a> {
     /// Signs and writes a narinfo.
     pub fn write_narinfo(&self, mut narinfo: NarInfo) {
         self.key.sign(&mut narinfo);
-        self.write(&format!("/{}.narinfo", narinfo.store_path.hash()), narinfo.to_text().as_bytes());
+        self.write(
+            &format!("/{}.narinfo", narinfo.store_path.hash()),
+            narinfo.to_text().as_bytes(),
+        );
     }
 
     /// Writes a listing, whatever it says.
