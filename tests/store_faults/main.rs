@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod absence;
 mod access;
 mod damage;
 mod full_disk;
@@ -18,5 +19,7 @@ mod keeping;
 mod listings;
 mod narinfos;
 mod network;
+mod readers;
+mod refused_listings;
 mod room;
 mod world;
