@@ -5,8 +5,8 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
-    process::{Command, Stdio},
-    time::Duration,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -21,6 +21,9 @@ use crate::{
     config::{Config, Flags},
     content::LOG_FILE,
 };
+
+/// How long a daemon that said why it failed may take to end.
+const LETS_GO_WITHIN: Duration = Duration::from_secs(6);
 
 /// The log is begun anew when it is larger, in bytes.
 const MAX_LOG: u64 = 4 << 20;
@@ -91,8 +94,8 @@ pub fn background(config: &Config, flags: &Flags, args: &[OsString], patience: D
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(|e| failed(&e))?)
         .stderr(log);
-    // Not waited for: it outlives this process, and whoever inherits it will collect it.
-    super::namespace::detached(&mut command).spawn().map_err(|e| failed(&e))?;
+    // When all is well not waited for: it outlives this process, and whoever inherits it collects it.
+    let mut daemon = super::namespace::detached(&mut command).spawn().map_err(|e| failed(&e))?;
     drop(told);
     let text = match wait(File::from(ready), patience) {
         Ok(text) => text,
@@ -103,6 +106,7 @@ pub fn background(config: &Config, flags: &Flags, args: &[OsString], patience: D
         Some(text) => {
             let log = config.state_dir.join(LOG_FILE);
             let failure = decode_failure(text);
+            until_it_ended(&mut daemon);
             match failure.hint {
                 Some(_) => Err(failure),
                 None => Err(failure.hint(format!("its log is {}", log.display()))),
@@ -113,6 +117,18 @@ pub fn background(config: &Config, flags: &Flags, args: &[OsString], patience: D
             let log = config.state_dir.join(LOG_FILE);
             Err(Failure::new(Exit::Unavailable, what).hint(format!("its log is {}", log.display())))
         }
+    }
+}
+
+/// Waits for a daemon that failed to let go of its state directory, so that the next try finds it free.
+fn until_it_ended(daemon: &mut Child) {
+    let deadline = Instant::now() + LETS_GO_WITHIN;
+    // One that can't be waited for has ended, as far as anybody can tell.
+    while let Ok(None) = daemon.try_wait() {
+        if Instant::now() >= deadline {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -338,7 +338,10 @@ pub fn alive(pid: u32) -> bool {
     };
     // The state stands behind the name, which may hold anything but stands in parentheses.
     let state = stat.rsplit(')').next().unwrap_or_default();
-    pid != 0 && !state.trim_start().starts_with(['Z', 'X'])
+    let ended = state.trim_start().starts_with(['Z', 'X']);
+    // The first thread of a killed process may be a zombie while others still hold its files.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    pid != 0 && !(ended && threads <= 1)
 }
 
 /// Whether something is mounted there.
