@@ -62,6 +62,7 @@ async fn one_cache_without_it_and_one_in_trouble_is_no_absence() {
         .await
         .unwrap_err();
     assert!(!error.is_absence(), "{error}");
+    settled(&store, &p).await;
     second.forget(&p.narinfo_url());
     all_right(&store, &p).await;
     assert_eq!(first.count(&p.narinfo_url()), 1, "its absence is known");
