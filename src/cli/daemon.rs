@@ -62,6 +62,7 @@ pub fn run(config: &Config, args: &DaemonArgs) -> Result<(), Failure> {
         roots: args.root.clone(),
     };
     // Relative paths are absolute by now; a directory that somebody may want to unmount is not kept.
-    std::env::set_current_dir("/").map_err(|e| Failure::new(Exit::System, "no root directory").because(&e))?;
+    std::env::set_current_dir("/")
+        .map_err(|e| Failure::new(Exit::System, "no root directory").because(&e))?;
     serve(config, what)
 }

@@ -69,9 +69,14 @@ pub struct MountArgs {
 /// # Errors
 /// What kept it from mounting.
 pub fn run(config: &Config, flags: &Flags, args: &MountArgs) -> Result<(), Failure> {
-    let mountpoint = std::path::absolute(&args.mountpoint).unwrap_or_else(|_| args.mountpoint.clone());
+    let mountpoint =
+        std::path::absolute(&args.mountpoint).unwrap_or_else(|_| args.mountpoint.clone());
     if !args.background {
-        let what = Serve { mountpoint: Some(mountpoint), roots: args.root.clone(), ..Serve::default() };
+        let what = Serve {
+            mountpoint: Some(mountpoint),
+            roots: args.root.clone(),
+            ..Serve::default()
+        };
         return serve(config, what);
     }
     let mut daemon = vec![mountpoint.into_os_string()];

@@ -40,12 +40,19 @@ pub fn run(args: &UmountArgs) -> Result<(), Failure> {
     let path = std::path::absolute(&args.mountpoint).unwrap_or_else(|_| args.mountpoint.clone());
     if !fuse::mounted_by_narfs(&path) {
         let what = format!("{} is no mount of narfs", path.display());
-        return Err(Failure::new(Exit::System, what).hint("`grep narfs /proc/self/mounts` shows those that there are"));
+        return Err(Failure::new(Exit::System, what)
+            .hint("`grep narfs /proc/self/mounts` shows those that there are"));
     }
     fuse::unmount(&path, args.lazy).map_err(|e| {
-        let failure = Failure::new(Exit::System, format!("{} can't be unmounted", path.display())).because(&e);
+        let failure = Failure::new(
+            Exit::System,
+            format!("{} can't be unmounted", path.display()),
+        )
+        .because(&e);
         match e.kind() {
-            std::io::ErrorKind::ResourceBusy => failure.hint("programs use it: end them, or unmount with --lazy"),
+            std::io::ErrorKind::ResourceBusy => {
+                failure.hint("programs use it: end them, or unmount with --lazy")
+            }
             _ => failure,
         }
     })

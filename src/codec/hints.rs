@@ -23,8 +23,12 @@ pub fn hints_at_blocks(format: Compression, head: &[u8], nar_size: u64) -> bool 
 const XZ_HEADER: usize = 12;
 
 fn xz_block_size(head: &[u8]) -> Option<u64> {
-    let block = head.strip_prefix(b"\xFD7zXZ\0").and(head.get(XZ_HEADER..))?;
-    let [_size, flags, rest @ ..] = block else { return None };
+    let block = head
+        .strip_prefix(b"\xFD7zXZ\0")
+        .and(head.get(XZ_HEADER..))?;
+    let [_size, flags, rest @ ..] = block else {
+        return None;
+    };
     let mut rest = rest;
     if flags & 0x40 != 0 {
         variable_length(&mut rest)?;
@@ -85,7 +89,11 @@ mod tests {
     fn xz_blocks_of_one_thread_say_nothing() {
         let mut one = liblzma::write::XzEncoder::new(Vec::new(), 6);
         one.write_all(&[1; 5000]).unwrap();
-        assert!(!hints_at_blocks(Compression::Xz, &one.finish().unwrap(), 1 << 30));
+        assert!(!hints_at_blocks(
+            Compression::Xz,
+            &one.finish().unwrap(),
+            1 << 30
+        ));
         // What `xz -T2 --block-size` writes: header, then a block header with both sizes.
         let head = b"\xFD7zXZ\0\0\x04\xe6\xd6\xb4\x46\x04\xc0\x90\x01\x80\x80\x04\x21\x01\x16";
         assert!(hints_at_blocks(Compression::Xz, head, 65537));

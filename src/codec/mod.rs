@@ -17,12 +17,12 @@
 //! the promised number of bytes, and `Ok(0)` comes only when the packed data was complete.
 //! Bytes of formats without a check may be wrong: the NAR's hash is what counts.
 
-mod hints;
 mod blocks;
 mod brotli;
 mod bzip2;
 mod error;
 mod gzip;
+mod hints;
 mod input;
 mod lz4;
 mod plain;

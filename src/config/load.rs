@@ -104,8 +104,14 @@ impl Flags {
             args.push(arg);
         }
         for (name, values) in &self.settings {
-            let Some(spec) = super::key_spec(name) else { continue };
-            args.extend(values.iter().map(|value| format!("--{}={value}", spec.flag).into()));
+            let Some(spec) = super::key_spec(name) else {
+                continue;
+            };
+            args.extend(
+                values
+                    .iter()
+                    .map(|value| format!("--{}={value}", spec.flag).into()),
+            );
         }
         args
     }

@@ -193,7 +193,9 @@ impl Threads {
             Self::Exactly(count) => count,
             Self::Auto => {
                 let processors = std::thread::available_parallelism().map_or(1, usize::from);
-                let twice = u32::try_from(processors).unwrap_or(u32::MAX).saturating_mul(2);
+                let twice = u32::try_from(processors)
+                    .unwrap_or(u32::MAX)
+                    .saturating_mul(2);
                 twice.clamp(*Self::AUTO.start(), *Self::AUTO.end())
             }
         }

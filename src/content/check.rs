@@ -95,10 +95,7 @@ impl ContentStore {
     }
 
     /// Hashes every verified NAR again; `progress` is called after each piece. Changes nothing.
-    pub fn check(
-        &self,
-        progress: impl FnMut(CheckProgress),
-    ) -> Result<CheckReport, ContentError> {
+    pub fn check(&self, progress: impl FnMut(CheckProgress)) -> Result<CheckReport, ContentError> {
         self.check_some(|_| true, progress)
     }
 

@@ -61,6 +61,7 @@ mod usage;
 #[cfg(test)]
 mod tests;
 
+pub use crate::codec::Checkpoint;
 pub use check::{CheckProgress, CheckReport, Damage, DamageKind, Kept};
 pub use db::{CachedNarinfo, Db, NarinfoTtl, PathError, PathFacts, Pending};
 pub use error::ContentError;
@@ -70,5 +71,4 @@ pub use fds::MAX_OPEN_FILES;
 pub use map::{Map, MapError};
 pub use nar_file::{Hold, NarFile};
 pub use state_dir::{LOG_FILE, STATE_VERSION};
-pub use crate::codec::Checkpoint;
 pub use store::{ContentStore, OpenOptions};

@@ -40,7 +40,12 @@ fn read_ahead(file: &File, range: &Range<u64>) {
         return;
     }
     // Advice only: a refusal costs speed.
-    let _ = rustix::fs::fadvise(file, range.start, NonZeroU64::new(len + DISK_AHEAD), Advice::WillNeed);
+    let _ = rustix::fs::fadvise(
+        file,
+        range.start,
+        NonZeroU64::new(len + DISK_AHEAD),
+        Advice::WillNeed,
+    );
 }
 
 /// Seconds between two notes of a NAR's last use.
@@ -186,12 +191,10 @@ impl NarFile {
             }
             state.generation
         };
-        let read = self
-            .open_existing(generation, false)
-            .and_then(|file| {
-                read_ahead(&file, &range);
-                file.read_exact_at(buf, offset)
-            });
+        let read = self.open_existing(generation, false).and_then(|file| {
+            read_ahead(&file, &range);
+            file.read_exact_at(buf, offset)
+        });
         if self.generation() != generation {
             return Err(ContentError::Discarded { hash: self.hash });
         }

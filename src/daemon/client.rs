@@ -16,8 +16,8 @@ use super::{
     service,
 };
 use crate::{
-    failure::{Exit, Failure},
     config::Config,
+    failure::{Exit, Failure},
 };
 
 /// A connection to the daemon of a state directory; `None` if none runs.
@@ -28,7 +28,14 @@ pub fn connect(state_dir: &Path) -> Result<Option<UnixStream>, Failure> {
     let socket = state_dir.join(SOCKET);
     match UnixStream::connect(&socket) {
         Ok(stream) => Ok(Some(stream)),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            Ok(None)
+        }
         Err(e) => {
             let what = format!("the daemon's socket {} can't be used", socket.display());
             Err(Failure::new(Exit::Unavailable, what).because(&e))
@@ -50,7 +57,9 @@ pub fn call(config: &Config, request: Request, mut each: impl FnMut(Reply)) -> R
         true => Some(scratch_directory()?),
         false => None,
     };
-    let dir = nothing.as_ref().map_or(&*config.state_dir, |dir| dir.path());
+    let dir = nothing
+        .as_ref()
+        .map_or(&*config.state_dir, |dir| dir.path());
     let store = open_store_in(config, dir, &runtime)?;
     let mut failure = None;
     let told = service::handle(&store, request, &mut |reply| {
@@ -59,7 +68,9 @@ pub fn call(config: &Config, request: Request, mut each: impl FnMut(Reply)) -> R
         Ok(())
     });
     told.map_err(|e| Failure::new(Exit::Failure, "the answer can't be told").because(&e))?;
-    store.flush().map_err(|e| Failure::from_error(Exit::System, &e))?;
+    store
+        .flush()
+        .map_err(|e| Failure::from_error(Exit::System, &e))?;
     failure.map_or(Ok(()), Err)
 }
 
@@ -73,8 +84,13 @@ pub fn ask(
     descriptor: Option<BorrowedFd<'_>>,
     mut each: impl FnMut(Reply),
 ) -> Result<(), Failure> {
-    let lost = |e: &dyn std::error::Error| Failure::new(Exit::Unavailable, "the daemon does not answer").because(e);
-    let envelope = Envelope { version: env!("CARGO_PKG_VERSION").into(), request };
+    let lost = |e: &dyn std::error::Error| {
+        Failure::new(Exit::Unavailable, "the daemon does not answer").because(e)
+    };
+    let envelope = Envelope {
+        version: env!("CARGO_PKG_VERSION").into(),
+        request,
+    };
     let mut line = serde_json::to_vec(&envelope).map_err(|e| lost(&e))?;
     line.push(b'\n');
     send(&stream, &line, descriptor).map_err(|e| lost(&e))?;
@@ -87,10 +103,17 @@ pub fn ask(
             return failure.map_or(Ok(()), Err);
         }
     }
-    Err(Failure::new(Exit::Unavailable, "the daemon ended in the middle of its answer"))
+    Err(Failure::new(
+        Exit::Unavailable,
+        "the daemon ended in the middle of its answer",
+    ))
 }
 
-fn send(mut stream: &UnixStream, line: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+fn send(
+    mut stream: &UnixStream,
+    line: &[u8],
+    descriptor: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let (first, rest) = line.split_at(1);
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -98,13 +121,23 @@ fn send(mut stream: &UnixStream, line: &[u8], descriptor: Option<BorrowedFd<'_>>
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
         return Err(io::Error::other("no room for a descriptor"));
     }
-    sendmsg(stream, &[io::IoSlice::new(first)], &mut control, SendFlags::NOSIGNAL)?;
+    sendmsg(
+        stream,
+        &[io::IoSlice::new(first)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     stream.write_all(rest)
 }
 
 fn failure_of(reply: &Reply) -> Option<Failure> {
     match reply {
-        Reply::Failed { exit, message, causes, hint } => Some(Failure {
+        Reply::Failed {
+            exit,
+            message,
+            causes,
+            hint,
+        } => Some(Failure {
             exit: Exit::from_code(*exit),
             what: message.clone(),
             causes: causes.clone(),

@@ -5,9 +5,9 @@ use std::{path::Path, time::Duration};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    failure::{Exit, Failure},
     config::{self, CacheConfig, Config},
     content::{ContentError, ContentStore, OpenOptions},
+    failure::{Exit, Failure},
     nix::TrustedKeys,
     store::{Settings, Store, Verify},
     substituter::{HttpOptions, RetryPolicy, Substituter, SubstituterConfig, Transport},
@@ -57,14 +57,21 @@ pub fn open_store_in(config: &Config, dir: &Path, runtime: &Runtime) -> Result<S
         };
         Failure::from_error(exit, &e)
     })?;
-    Store::new(content, substituters, settings, config.tries, runtime.handle().clone())
-        .map_err(|e| Failure::from_error(Exit::Failure, &e))
+    Store::new(
+        content,
+        substituters,
+        settings,
+        config.tries,
+        runtime.handle().clone(),
+    )
+    .map_err(|e| Failure::from_error(Exit::Failure, &e))
 }
 
 fn settings(config: &Config) -> Result<Settings, Failure> {
     let keys = TrustedKeys::parse(&config.trusted_keys.0).map_err(|e| {
         let origin = config.origin("trusted-keys");
-        Failure::from_error(Exit::Usage, &e).hint(format!("the key comes from {origin}; write NAME:BASE64"))
+        Failure::from_error(Exit::Usage, &e)
+            .hint(format!("the key comes from {origin}; write NAME:BASE64"))
     })?;
     let default = Settings::default();
     Ok(Settings {
@@ -101,7 +108,10 @@ fn substituters(config: &Config) -> Result<Vec<Substituter>, Failure> {
     let options = HttpOptions {
         connect_timeout: config.connect_timeout,
         stall_timeout: config.stall_timeout,
-        retry: RetryPolicy { tries: config.tries, ..RetryPolicy::default() },
+        retry: RetryPolicy {
+            tries: config.tries,
+            ..RetryPolicy::default()
+        },
         connections: config.connections as usize,
         netrc: config.netrc_file.clone(),
         ..HttpOptions::default()

@@ -20,8 +20,8 @@ use super::{
     terms::agree,
 };
 use crate::{
-    failure::{Exit, Failure},
     config::{Config, Flags},
+    failure::{Exit, Failure},
 };
 
 /// How long to wait for a daemon altogether: it has a database to open on a slow disk.

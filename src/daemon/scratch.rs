@@ -11,8 +11,8 @@ use tokio::{
 
 use super::{open_store_in, runtime};
 use crate::{
-    failure::{Exit, Failure},
     config::{Config, Quota},
+    failure::{Exit, Failure},
     store::Store,
 };
 

@@ -20,9 +20,9 @@ use tokio::{
 
 use super::{Terms, memory, open_store, runtime, server::Server};
 use crate::{
-    failure::{Exit, Failure},
     config::{AllowOther, Config},
     content::ContentError,
+    failure::{Exit, Failure},
     fuse::{self, Mount, MountError, MountOptions},
     nix::StorePath,
     store::{Lane, Store, StoreError},
@@ -80,7 +80,10 @@ impl Shared {
         if self.mounts.load(SeqCst) > 0 || self.clients.load(SeqCst) > 0 {
             return Duration::ZERO;
         }
-        self.last_use.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.last_use
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed()
     }
 
     /// Looks after a mount until it ends.
@@ -152,7 +155,12 @@ fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running
     if let Some(device) = what.device.take() {
         shared.adopt(Mount::serve(&store, device, &shared.options).map_err(mount_failure)?);
     }
-    let running = Running { shared, signals, server, mountpoint: what.mountpoint.clone() };
+    let running = Running {
+        shared,
+        signals,
+        server,
+        mountpoint: what.mountpoint.clone(),
+    };
     if let Err(failure) = root(&store, &what.roots, runtime) {
         running.unmount();
         return Err(failure);
@@ -166,9 +174,13 @@ fn root(store: &Store, roots: &[StorePath], runtime: &Runtime) -> Result<(), Fai
         return Ok(());
     }
     for path in roots {
-        runtime.block_on(store.admit(path)).map_err(|e| store_failure(&e))?;
+        runtime
+            .block_on(store.admit(path))
+            .map_err(|e| store_failure(&e))?;
     }
-    store.set_roots("mount", roots).map_err(|e| store_failure(&e))?;
+    store
+        .set_roots("mount", roots)
+        .map_err(|e| store_failure(&e))?;
     let (store, roots) = (store.clone(), roots.to_vec());
     runtime.spawn(async move {
         let report = store.admit_closure(&roots, Lane::ReadAhead).await;
@@ -198,8 +210,12 @@ impl Running {
         Ok(())
     }
 
-    async fn until_the_end(&mut self, idle_exit: Option<Duration>) -> Result<&'static str, Failure> {
-        let system = |e: std::io::Error| Failure::new(Exit::System, "signals can't be received").because(&e);
+    async fn until_the_end(
+        &mut self,
+        idle_exit: Option<Duration>,
+    ) -> Result<&'static str, Failure> {
+        let system =
+            |e: std::io::Error| Failure::new(Exit::System, "signals can't be received").because(&e);
         let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
         let mut activity = Activity::default();
@@ -231,7 +247,9 @@ impl Running {
 
     /// Takes the mount down, lazily if it is in use, and waits a little for its last requests.
     fn unmount(&self) {
-        let Some(mountpoint) = &self.mountpoint else { return };
+        let Some(mountpoint) = &self.mountpoint else {
+            return;
+        };
         if self.mounts() == 0 {
             return;
         }
@@ -260,7 +278,10 @@ impl Activity {
     fn look(&mut self, store: &Store) {
         let fetched = store.counters().fetched.get();
         if fetched != self.fetched {
-            *self = Self { fetched, quiet_ticks: 0 };
+            *self = Self {
+                fetched,
+                quiet_ticks: 0,
+            };
             return;
         }
         self.quiet_ticks = self.quiet_ticks.saturating_add(1);
@@ -290,12 +311,15 @@ fn allow_other(setting: AllowOther) -> bool {
     match setting {
         AllowOther::Yes => true,
         AllowOther::No => false,
-        AllowOther::Auto => rustix::process::geteuid().is_root() || fuse_conf_allows(Path::new("/etc/fuse.conf")),
+        AllowOther::Auto => {
+            rustix::process::geteuid().is_root() || fuse_conf_allows(Path::new("/etc/fuse.conf"))
+        }
     }
 }
 
 fn fuse_conf_allows(path: &Path) -> bool {
-    std::fs::read_to_string(path).is_ok_and(|text| text.lines().any(|line| line.trim() == "user_allow_other"))
+    std::fs::read_to_string(path)
+        .is_ok_and(|text| text.lines().any(|line| line.trim() == "user_allow_other"))
 }
 
 fn mount_failure(error: MountError) -> Failure {
@@ -321,8 +345,12 @@ pub(crate) fn store_failure(error: &StoreError) -> Failure {
 /// What to do about an error, where its message does not say so.
 fn hint_for(error: &StoreError) -> Option<&'static str> {
     Some(match error {
-        StoreError::Absent { .. } => "compare the store path letter by letter, or add the cache that has it with --cache",
-        StoreError::Fetch { .. } => "try again when the cache can be reached, or add another one with --cache",
+        StoreError::Absent { .. } => {
+            "compare the store path letter by letter, or add the cache that has it with --cache"
+        }
+        StoreError::Fetch { .. } => {
+            "try again when the cache can be reached, or add another one with --cache"
+        }
         StoreError::Damaged { .. } => {
             "add another cache that has it with --cache, and tell the operators of this one; it is asked again in ten minutes"
         }

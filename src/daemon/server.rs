@@ -45,7 +45,11 @@ impl Server {
     pub fn start(state_dir: &Path, shared: Arc<Shared>) -> Result<Self, Failure> {
         let path = state_dir.join(SOCKET);
         let failed = |e: std::io::Error| {
-            Failure::new(Exit::System, format!("the control socket {} can't be made", path.display())).because(&e)
+            Failure::new(
+                Exit::System,
+                format!("the control socket {} can't be made", path.display()),
+            )
+            .because(&e)
         };
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
@@ -109,7 +113,11 @@ fn converse(mut stream: UnixStream, shared: &Arc<Shared>) -> std::io::Result<()>
     };
     let envelope: Envelope = match serde_json::from_slice(&line) {
         Ok(envelope) => envelope,
-        Err(e) => return say(&Reply::Refused { message: format!("the request can't be read: {e}") }),
+        Err(e) => {
+            return say(&Reply::Refused {
+                message: format!("the request can't be read: {e}"),
+            });
+        }
     };
     let version = env!("CARGO_PKG_VERSION");
     if envelope.version != version && !matches!(envelope.request, Request::Stop | Request::Info) {
@@ -123,21 +131,40 @@ fn converse(mut stream: UnixStream, shared: &Arc<Shared>) -> std::io::Result<()>
         Request::Info => say(&Reply::Info(Info {
             pid: std::process::id(),
             version: version.into(),
-            caches: shared.store.substituters().iter().map(|s| s.name().to_owned()).collect(),
+            caches: shared
+                .store
+                .substituters()
+                .iter()
+                .map(|s| s.name().to_owned())
+                .collect(),
             terms: shared.terms.clone(),
             mounts: shared.mounts.load(SeqCst),
-            counters: shared.store.counters().all().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+            counters: shared
+                .store
+                .counters()
+                .all()
+                .into_iter()
+                .map(|(name, n)| (name.to_owned(), n))
+                .collect(),
         })),
         Request::Attach => {
             let reply = match device {
                 Some(device) => attach(device, shared),
-                None => Reply::Refused { message: "no descriptor of /dev/fuse came along".into() },
+                None => Reply::Refused {
+                    message: "no descriptor of /dev/fuse came along".into(),
+                },
             };
             say(&reply)
         }
         Request::Stop => {
             let told = shared.signals.send(Signal::Stop);
-            say(&if told.is_ok() { Reply::Done } else { Reply::Refused { message: "it is ending".into() } })
+            say(&if told.is_ok() {
+                Reply::Done
+            } else {
+                Reply::Refused {
+                    message: "it is ending".into(),
+                }
+            })
         }
         request => service::handle(&shared.store, request, &mut |reply| say(&reply)),
     }
@@ -145,7 +172,10 @@ fn converse(mut stream: UnixStream, shared: &Arc<Shared>) -> std::io::Result<()>
 
 fn attach(device: OwnedFd, shared: &Arc<Shared>) -> Reply {
     // Who may use the mount was decided by who made it; the kernel sees to that.
-    let options = crate::fuse::MountOptions { allow_other: true, ..shared.options.clone() };
+    let options = crate::fuse::MountOptions {
+        allow_other: true,
+        ..shared.options.clone()
+    };
     match Mount::serve(&shared.store, device, &options) {
         Ok(mount) => {
             shared.adopt(mount);
@@ -160,7 +190,12 @@ fn receive(stream: &UnixStream) -> std::io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut first = [0u8; 1];
-    let got = recvmsg(stream, &mut [IoSliceMut::new(&mut first)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let got = recvmsg(
+        stream,
+        &mut [IoSliceMut::new(&mut first)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     let device = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,

@@ -17,9 +17,9 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    failure::{Exit, Failure},
     config::{Config, Flags},
     content::LOG_FILE,
+    failure::{Exit, Failure},
 };
 
 /// How long a daemon that said why it failed may take to end.
@@ -65,7 +65,11 @@ fn decode_failure(text: &str) -> Failure {
 /// When there is no such descriptor.
 pub fn inherited(number: RawFd) -> Result<OwnedFd, Failure> {
     super::namespace::adopt(number).map_err(|e| {
-        Failure::new(Exit::Usage, format!("descriptor {number} was not handed over")).because(&e)
+        Failure::new(
+            Exit::Usage,
+            format!("descriptor {number} was not handed over"),
+        )
+        .because(&e)
     })
 }
 
@@ -73,18 +77,35 @@ pub fn inherited(number: RawFd) -> Result<OwnedFd, Failure> {
 ///
 /// # Errors
 /// The daemon's own failure, or that it was not ready in `patience`.
-pub fn background(config: &Config, flags: &Flags, args: &[OsString], patience: Duration) -> Result<(), Failure> {
-    let failed = |e: &dyn std::error::Error| Failure::new(Exit::System, "the daemon can't be started").because(e);
+pub fn background(
+    config: &Config,
+    flags: &Flags,
+    args: &[OsString],
+    patience: Duration,
+) -> Result<(), Failure> {
+    let failed = |e: &dyn std::error::Error| {
+        Failure::new(Exit::System, "the daemon can't be started").because(e)
+    };
     let program = std::env::current_exe().map_err(|e| failed(&e))?;
     let (ready, told) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(&e))?;
     fcntl_setfd(&told, FdFlags::empty()).map_err(|e| failed(&e))?;
     let unwritable = |e: std::io::Error| {
-        let what = format!("the daemon's log {} can't be written", config.state_dir.join(LOG_FILE).display());
-        Failure::new(Exit::System, what).because(&e).hint("use another directory with --state-dir")
+        let what = format!(
+            "the daemon's log {} can't be written",
+            config.state_dir.join(LOG_FILE).display()
+        );
+        Failure::new(Exit::System, what)
+            .because(&e)
+            .hint("use another directory with --state-dir")
     };
     let mut log = open_log(config).map_err(unwritable)?;
     // On a full disk the line is lost, and the daemon starts nevertheless.
-    let _ = writeln!(log, "--- narfs {} started by process {}", env!("CARGO_PKG_VERSION"), std::process::id());
+    let _ = writeln!(
+        log,
+        "--- narfs {} started by process {}",
+        env!("CARGO_PKG_VERSION"),
+        std::process::id()
+    );
     let mut command = Command::new(program);
     command
         .args(flags.to_args())
@@ -95,7 +116,9 @@ pub fn background(config: &Config, flags: &Flags, args: &[OsString], patience: D
         .stdout(log.try_clone().map_err(|e| failed(&e))?)
         .stderr(log);
     // When all is well not waited for: it outlives this process, and whoever inherits it collects it.
-    let mut daemon = super::namespace::detached(&mut command).spawn().map_err(|e| failed(&e))?;
+    let mut daemon = super::namespace::detached(&mut command)
+        .spawn()
+        .map_err(|e| failed(&e))?;
     drop(told);
     let text = match wait(File::from(ready), patience) {
         Ok(text) => text,
@@ -138,8 +161,15 @@ fn wait(mut ready: File, patience: Duration) -> std::io::Result<Option<String>> 
     let mut text = String::new();
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ };
-        if poll(&mut [PollFd::new(&ready.as_fd(), PollFlags::IN)], Some(&timeout))? == 0 {
+        let timeout = Timespec {
+            tv_sec: left.as_secs() as _,
+            tv_nsec: left.subsec_nanos() as _,
+        };
+        if poll(
+            &mut [PollFd::new(&ready.as_fd(), PollFlags::IN)],
+            Some(&timeout),
+        )? == 0
+        {
             return Ok(None);
         }
         let mut bytes = [0; 4096];
@@ -156,12 +186,19 @@ pub(super) fn open_log(config: &Config) -> std::io::Result<File> {
     let path = config.state_dir.join(LOG_FILE);
     let large = std::fs::metadata(&path).is_ok_and(|m| m.len() > MAX_LOG);
     let mut options = OpenOptions::new();
-    options.create(true).write(true).append(!large).truncate(large);
+    options
+        .create(true)
+        .write(true)
+        .append(!large)
+        .truncate(large);
     options.open(path)
 }
 
 /// Makes a directory that nobody else can look into; one that exists stays as it is.
 fn make_private(dir: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
 }

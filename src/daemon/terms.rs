@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::protocol::Info;
 use crate::{
-    failure::{Exit, Failure},
     config::{Config, mask_url},
+    failure::{Exit, Failure},
 };
 
 /// The settings that decide which bytes a reader gets.

@@ -14,9 +14,9 @@ use std::{
 
 use super::closure::Closure;
 use crate::{
-    failure::{Exit, Failure},
     content::{ContentStore, OpenOptions},
     daemon::namespace,
+    failure::{Exit, Failure},
     fuse::{self, Mount, MountOptions},
     nix::TrustedKeys,
     store::{Settings, Store, WeakStore},

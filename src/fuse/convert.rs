@@ -65,7 +65,13 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
 
 /// The answer "there is nothing", which the kernel may keep as well: inode 0.
 pub(super) fn nothing() -> FileAttr {
-    file_attr(&Attr { node: NodeId(0), kind: Kind::Symlink, size: 0, mtime: Duration::ZERO, lasts: Lasts::No })
+    file_attr(&Attr {
+        node: NodeId(0),
+        kind: Kind::Symlink,
+        size: 0,
+        mtime: Duration::ZERO,
+        lasts: Lasts::No,
+    })
 }
 
 /// The error number of an error. Only a certain absence is `ENOENT`.

@@ -3,12 +3,14 @@
 use std::{cell::RefCell, ffi::OsStr, io, os::unix::ffi::OsStrExt, time::Duration};
 
 use fuser::{
-    Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
-    ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
-use super::convert::{NEVER_THERE, NOT_THERE_NOW, errno, file_attr, file_type, nothing, time_to_live};
+use super::convert::{
+    NEVER_THERE, NOT_THERE_NOW, errno, file_attr, file_type, nothing, time_to_live,
+};
 use crate::store::{Attr, Directory, Found, Kind, Lasts, NodeId, Step, Store, StoreError};
 
 /// Requests the kernel may have under way for read-ahead and the like. A reader of many files
@@ -30,15 +32,21 @@ impl StoreFs {
     }
 
     /// Passes an answer on, now or when it comes.
-    fn answer<T, R>(&self, step: Step<T>, reply: R, done: impl FnOnce(R, Result<T, StoreError>) + Send + 'static)
-    where
+    fn answer<T, R>(
+        &self,
+        step: Step<T>,
+        reply: R,
+        done: impl FnOnce(R, Result<T, StoreError>) + Send + 'static,
+    ) where
         T: Send + 'static,
         R: Send + 'static,
     {
         match step {
             Step::Ready(result) => done(reply, result),
             Step::Wait(future) => {
-                self.store.runtime().spawn(async move { done(reply, future.await) });
+                self.store
+                    .runtime()
+                    .spawn(async move { done(reply, future.await) });
             }
         }
     }
@@ -96,10 +104,14 @@ impl Filesystem for StoreFs {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.answer(self.store.readlink(id(ino)), reply, |reply, target| match target {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.error(errno(&error)),
-        });
+        self.answer(
+            self.store.readlink(id(ino)),
+            reply,
+            |reply, target| match target {
+                Ok(target) => reply.data(&target),
+                Err(error) => reply.error(errno(&error)),
+            },
+        );
     }
 
     /// Not needed, and said so: the kernel then opens without asking.
@@ -112,7 +124,14 @@ impl Filesystem for StoreFs {
     }
 
     /// So that `close` never asks.
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -131,52 +150,92 @@ impl Filesystem for StoreFs {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         let node = id(ino);
-        BUFFER.with_borrow_mut(|buffer| match self.store.read_now(node, offset, size, buffer) {
-            Some(Ok(())) => reply.data(buffer),
-            Some(Err(error)) => reply.error(errno(&error)),
-            None => {
-                let store = self.store.clone();
-                self.store.runtime().spawn(async move {
-                    match store.read(node, offset, size).await {
-                        Ok(bytes) => reply.data(&bytes),
-                        Err(error) => reply.error(errno(&error)),
-                    }
-                });
-            }
-        });
+        BUFFER.with_borrow_mut(
+            |buffer| match self.store.read_now(node, offset, size, buffer) {
+                Some(Ok(())) => reply.data(buffer),
+                Some(Err(error)) => reply.error(errno(&error)),
+                None => {
+                    let store = self.store.clone();
+                    self.store.runtime().spawn(async move {
+                        match store.read(node, offset, size).await {
+                            Ok(bytes) => reply.data(&bytes),
+                            Err(error) => reply.error(errno(&error)),
+                        }
+                    });
+                }
+            },
+        );
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.answer(self.store.directory(id(ino)), reply, move |mut reply, directory| match directory {
-            Ok(directory) => {
-                fill(&directory, offset, |attr, next, name| {
-                    reply.add(INodeNo(attr.node.0), next, file_type(attr.kind), name)
-                });
-                reply.ok();
-            }
-            Err(error) => reply.error(errno(&error)),
-        });
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        self.answer(
+            self.store.directory(id(ino)),
+            reply,
+            move |mut reply, directory| match directory {
+                Ok(directory) => {
+                    fill(&directory, offset, |attr, next, name| {
+                        reply.add(INodeNo(attr.node.0), next, file_type(attr.kind), name)
+                    });
+                    reply.ok();
+                }
+                Err(error) => reply.error(errno(&error)),
+            },
+        );
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        self.answer(self.store.directory(id(ino)), reply, move |mut reply, directory| match directory {
-            Ok(directory) => {
-                fill(&directory, offset, |attr, next, name| {
-                    // One time-out is for name and attributes here, so the shorter of the two.
-                    let ttl = time_to_live(attr.lasts);
-                    reply.add(INodeNo(attr.node.0), next, name, &ttl, &file_attr(attr), Generation(0))
-                });
-                reply.ok();
-            }
-            Err(error) => reply.error(errno(&error)),
-        });
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        self.answer(
+            self.store.directory(id(ino)),
+            reply,
+            move |mut reply, directory| match directory {
+                Ok(directory) => {
+                    fill(&directory, offset, |attr, next, name| {
+                        // One time-out is for name and attributes here, so the shorter of the two.
+                        let ttl = time_to_live(attr.lasts);
+                        reply.add(
+                            INodeNo(attr.node.0),
+                            next,
+                            name,
+                            &ttl,
+                            &file_attr(attr),
+                            Generation(0),
+                        )
+                    });
+                    reply.ok();
+                }
+                Err(error) => reply.error(errno(&error)),
+            },
+        );
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         let (bytes, entries) = self.store.extent();
         // Never zero: `df` leaves out what has no blocks.
         let blocks = bytes.div_ceil(BLOCK).max(1);
-        reply.statfs(blocks, 0, 0, entries.max(1), 0, BLOCK as u32, 255, BLOCK as u32);
+        reply.statfs(
+            blocks,
+            0,
+            0,
+            entries.max(1),
+            0,
+            BLOCK as u32,
+            255,
+            BLOCK as u32,
+        );
     }
 
     /// Programs ask whether a file is a terminal.
@@ -195,12 +254,27 @@ impl Filesystem for StoreFs {
     }
 
     /// Every byte of a file is data, for the kernel's own default answer.
-    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
     /// There are none; said once, the kernel does not ask again.
-    fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _size: u32,
+        reply: ReplyXattr,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -214,7 +288,13 @@ impl Filesystem for StoreFs {
 fn fill(directory: &Directory, offset: u64, mut add: impl FnMut(&Attr, u64, &OsStr) -> bool) {
     let (itself, parent) = directory.itself();
     for (at, node, name) in [(0, itself, "."), (1, parent, "..")] {
-        let attr = Attr { node, kind: Kind::Directory, size: 0, mtime: Duration::ZERO, lasts: Lasts::No };
+        let attr = Attr {
+            node,
+            kind: Kind::Directory,
+            size: 0,
+            mtime: Duration::ZERO,
+            lasts: Lasts::No,
+        };
         if offset <= at && add(&attr, at + 1, OsStr::new(name)) {
             return;
         }

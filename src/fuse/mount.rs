@@ -52,7 +52,11 @@ impl Mount {
     ///
     /// # Errors
     /// With the reason and what to do about it.
-    pub fn new(store: &Store, mountpoint: &Path, options: &MountOptions) -> Result<Self, MountError> {
+    pub fn new(
+        store: &Store,
+        mountpoint: &Path,
+        options: &MountOptions,
+    ) -> Result<Self, MountError> {
         check(mountpoint)?;
         if !Path::new("/dev/fuse").exists() {
             return Err(MountError::NoDevice);
@@ -60,14 +64,20 @@ impl Mount {
         let fs = StoreFs::new(store.clone());
         let failed = |source: io::Error| match source.kind() {
             // Without privilege, fuser runs fusermount3; where that is missing too: not found.
-            io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => MountError::NoPermission(mountpoint.into()),
-            _ => MountError::Io { path: mountpoint.into(), source },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => {
+                MountError::NoPermission(mountpoint.into())
+            }
+            _ => MountError::Io {
+                path: mountpoint.into(),
+                source,
+            },
         };
         let session = match mount_directly(mountpoint, options).map_err(failed)? {
-            Some(device) => Session::from_fd(fs, device, acl(options), config(options)).inspect_err(|_| {
-                // Nobody would ever answer there. That it fails too adds nothing to the error.
-                let _ = unmount(mountpoint, true);
-            }),
+            Some(device) => Session::from_fd(fs, device, acl(options), config(options))
+                .inspect_err(|_| {
+                    // Nobody would ever answer there. That it fails too adds nothing to the error.
+                    let _ = unmount(mountpoint, true);
+                }),
             None => Session::new(fs, mountpoint, &config(options)),
         };
         let session = session.map_err(failed)?;
@@ -80,18 +90,36 @@ impl Mount {
     ///
     /// # Errors
     /// When the kernel does not begin its protocol on it.
-    pub fn serve(store: &Store, device: OwnedFd, options: &MountOptions) -> Result<Self, MountError> {
-        let io = |source| MountError::Io { path: "a descriptor handed over".into(), source };
+    pub fn serve(
+        store: &Store,
+        device: OwnedFd,
+        options: &MountOptions,
+    ) -> Result<Self, MountError> {
+        let io = |source| MountError::Io {
+            path: "a descriptor handed over".into(),
+            source,
+        };
         let acl = acl(options);
-        let session = Session::from_fd(StoreFs::new(store.clone()), device, acl, config(options)).map_err(io)?;
+        let session = Session::from_fd(StoreFs::new(store.clone()), device, acl, config(options))
+            .map_err(io)?;
         Self::run(store, session, None)
     }
 
-    fn run(store: &Store, session: Session<StoreFs>, mountpoint: Option<PathBuf>) -> Result<Self, MountError> {
+    fn run(
+        store: &Store,
+        session: Session<StoreFs>,
+        mountpoint: Option<PathBuf>,
+    ) -> Result<Self, MountError> {
         follow(store, session.notifier());
-        let io = |source| MountError::Io { path: mountpoint.clone().unwrap_or_default(), source };
+        let io = |source| MountError::Io {
+            path: mountpoint.clone().unwrap_or_default(),
+            source,
+        };
         let session = session.spawn().map_err(io)?;
-        Ok(Self { session, mountpoint })
+        Ok(Self {
+            session,
+            mountpoint,
+        })
     }
 
     /// Where it is mounted, if this process mounted it.
@@ -134,7 +162,11 @@ fn mount_directly(mountpoint: &Path, options: &MountOptions) -> io::Result<Optio
         Err(e) => return Err(e),
     };
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
-    let others = if options.allow_other { ",allow_other" } else { "" };
+    let others = if options.allow_other {
+        ",allow_other"
+    } else {
+        ""
+    };
     let data = format!(
         "fd={},rootmode=40000,user_id={user},group_id={group},default_permissions{others}",
         device.as_raw_fd()
@@ -149,7 +181,11 @@ fn mount_directly(mountpoint: &Path, options: &MountOptions) -> io::Result<Optio
 }
 
 fn acl(options: &MountOptions) -> SessionACL {
-    if options.allow_other { SessionACL::All } else { SessionACL::Owner }
+    if options.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    }
 }
 
 fn config(options: &MountOptions) -> Config {
@@ -170,7 +206,9 @@ fn config(options: &MountOptions) -> Config {
 
 /// Raises the kernel's read-ahead for this mount; only root may.
 pub fn raise_read_ahead(mountpoint: &Path) {
-    let Ok(found) = std::fs::metadata(mountpoint) else { return };
+    let Ok(found) = std::fs::metadata(mountpoint) else {
+        return;
+    };
     let (major, minor) = (libc::major(found.dev()), libc::minor(found.dev()));
     let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB.to_string()) {
@@ -215,7 +253,11 @@ fn follow(store: &Store, notifier: Notifier) {
 fn forget_pages(notifier: &Notifier, path: &KnownPath) {
     for entry in (0..path.tree.len()).map(EntryIndex) {
         if matches!(path.tree.node(entry), Some(tree::Node::Regular { .. })) {
-            let node = NodeId::of(Node::Entry { view: ViewId::WHOLE, slot: path.slot, entry });
+            let node = NodeId::of(Node::Entry {
+                view: ViewId::WHOLE,
+                slot: path.slot,
+                entry,
+            });
             // An inode that the kernel does not know has nothing to be dropped.
             let _ = notifier.inval_inode(INodeNo(node.0), 0, 0);
         }

@@ -22,7 +22,9 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// There is no `/dev/fuse`.
-    #[error("/dev/fuse is missing: load the kernel's fuse module (modprobe fuse), or give the container the device")]
+    #[error(
+        "/dev/fuse is missing: load the kernel's fuse module (modprobe fuse), or give the container the device"
+    )]
     NoDevice,
     /// Neither root nor `fusermount3`.
     #[error(
@@ -50,22 +52,34 @@ pub enum MountError {
 
 /// Says in words what mount(2) would say in numbers.
 pub(super) fn check(path: &Path) -> Result<(), MountError> {
-    let refuse = |reason: String| Err(MountError::MountPoint { path: path.into(), reason });
+    let refuse = |reason: String| {
+        Err(MountError::MountPoint {
+            path: path.into(),
+            reason,
+        })
+    };
     let without_a_server = || {
         let path = path.display();
-        refuse(format!("a mount without a server is left on it; remove it with: narfs umount {path}"))
+        refuse(format!(
+            "a mount without a server is left on it; remove it with: narfs umount {path}"
+        ))
     };
     if mounted_by_narfs(path) {
         if has_no_server(path) {
             return without_a_server();
         }
         let path = path.display();
-        return refuse(format!("narfs is mounted there already; end that first with: narfs umount {path}"));
+        return refuse(format!(
+            "narfs is mounted there already; end that first with: narfs umount {path}"
+        ));
     }
     let found = match std::fs::metadata(path) {
         Ok(found) => found,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return refuse(format!("it does not exist; make it with: mkdir -p {}", path.display()));
+            return refuse(format!(
+                "it does not exist; make it with: mkdir -p {}",
+                path.display()
+            ));
         }
         Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => return without_a_server(),
         Err(e) => return refuse(e.to_string()),
@@ -96,7 +110,11 @@ fn has_no_server(path: &Path) -> bool {
 /// # Errors
 /// Of the system, `EBUSY` among them.
 pub fn unmount(path: &Path, lazily: bool) -> io::Result<()> {
-    let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    let flags = if lazily {
+        UnmountFlags::DETACH
+    } else {
+        UnmountFlags::empty()
+    };
     match rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(()),
         Err(Errno::PERM) => fusermount(path, lazily),
@@ -106,11 +124,17 @@ pub fn unmount(path: &Path, lazily: bool) -> io::Result<()> {
 
 fn fusermount(path: &Path, lazily: bool) -> io::Result<()> {
     let mut command = Command::new("fusermount3");
-    command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(path);
+    command
+        .arg("-u")
+        .args(lazily.then_some("-z"))
+        .arg("--")
+        .arg(path);
     let output = command.output()?;
     match output.status.success() {
         true => Ok(()),
-        false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+        false => Err(io::Error::other(
+            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        )),
     }
 }
 
@@ -118,14 +142,21 @@ fn fusermount(path: &Path, lazily: bool) -> io::Result<()> {
 pub fn mounted_by_narfs(path: &Path) -> bool {
     // A dead mount can't be resolved, but its parent can.
     let wanted = match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => {
-            parent.canonicalize().map(|p| p.join(name)).unwrap_or_else(|_| path.into())
-        }
+        (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => parent
+            .canonicalize()
+            .map(|p| p.join(name))
+            .unwrap_or_else(|_| path.into()),
         _ => path.canonicalize().unwrap_or_else(|_| path.into()),
     };
-    let Ok(table) = std::fs::read_to_string("/proc/self/mounts") else { return false };
-    let mut on_it = table.lines().filter(|line| line.split(' ').nth(1).map(unescape).as_ref() == Some(&wanted));
-    on_it.next_back().is_some_and(|line| line.split(' ').nth(2) == Some(TYPE))
+    let Ok(table) = std::fs::read_to_string("/proc/self/mounts") else {
+        return false;
+    };
+    let mut on_it = table
+        .lines()
+        .filter(|line| line.split(' ').nth(1).map(unescape).as_ref() == Some(&wanted));
+    on_it
+        .next_back()
+        .is_some_and(|line| line.split(' ').nth(2) == Some(TYPE))
 }
 
 /// Spaces and the like are octal in the kernel's table.
@@ -138,7 +169,9 @@ fn unescape(field: &str) -> PathBuf {
             continue;
         }
         let digits: Vec<u8> = bytes.by_ref().take(3).collect();
-        let value = std::str::from_utf8(&digits).ok().and_then(|d| u8::from_str_radix(d, 8).ok());
+        let value = std::str::from_utf8(&digits)
+            .ok()
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
         out.extend(value);
     }
     PathBuf::from(OsString::from_vec(out))
@@ -157,10 +190,20 @@ mod tests {
     fn says_what_is_wrong_with_a_mountpoint() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing");
-        assert!(check(&missing).unwrap_err().to_string().contains("mkdir -p"));
+        assert!(
+            check(&missing)
+                .unwrap_err()
+                .to_string()
+                .contains("mkdir -p")
+        );
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert!(check(&file).unwrap_err().to_string().contains("not a directory"));
+        assert!(
+            check(&file)
+                .unwrap_err()
+                .to_string()
+                .contains("not a directory")
+        );
         assert!(check(dir.path()).is_ok());
         assert!(!mounted_by_narfs(Path::new("/proc")));
     }

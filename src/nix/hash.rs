@@ -45,7 +45,11 @@ impl NarHash {
         let bytes = digits.as_bytes();
         match bytes.len() {
             52 => base32::decode(bytes),
-            64 => data_encoding::HEXLOWER_PERMISSIVE.decode(bytes).ok()?.try_into().ok(),
+            64 => data_encoding::HEXLOWER_PERMISSIVE
+                .decode(bytes)
+                .ok()?
+                .try_into()
+                .ok(),
             44 => data_encoding::BASE64.decode(bytes).ok()?.try_into().ok(),
             _ => None,
         }
@@ -106,7 +110,13 @@ mod tests {
         ] {
             assert_eq!(NarHash::parse(text), Ok(want), "{text}");
         }
-        assert!(matches!(NarHash::parse("sha1:abc"), Err(HashError::Algorithm(_))));
-        assert!(matches!(NarHash::parse("sha256:abc"), Err(HashError::Digits(_))));
+        assert!(matches!(
+            NarHash::parse("sha1:abc"),
+            Err(HashError::Algorithm(_))
+        ));
+        assert!(matches!(
+            NarHash::parse("sha256:abc"),
+            Err(HashError::Digits(_))
+        ));
     }
 }

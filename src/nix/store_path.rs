@@ -31,7 +31,9 @@ pub enum StorePathError {
     #[error("{0:?} does not begin with the 32 digits of a store path and a dash")]
     Digest(String),
     /// A name that Nix refuses: empty, too long, or with a character it does not allow.
-    #[error("{0:?}: the name of a store path has 1 to 211 of the characters a-z A-Z 0-9 + - . _ ? =")]
+    #[error(
+        "{0:?}: the name of a store path has 1 to 211 of the characters a-z A-Z 0-9 + - . _ ? ="
+    )]
     Name(String),
     /// An absolute path outside `/nix/store`.
     #[error("{0:?} is not in {STORE_DIR}")]
@@ -94,8 +96,13 @@ impl StorePath {
         let name = rest.strip_prefix(b"-").ok_or_else(digest)?;
         let allowed = |c: &u8| c.is_ascii_alphanumeric() || b"+-._?=".contains(c);
         match std::str::from_utf8(name) {
-            Ok(name) if (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(|c| allowed(&c)) => {
-                Ok(Self { hash, name: name.into() })
+            Ok(name)
+                if (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(|c| allowed(&c)) =>
+            {
+                Ok(Self {
+                    hash,
+                    name: name.into(),
+                })
             }
             _ => Err(StorePathError::Name(lossy())),
         }
@@ -104,7 +111,10 @@ impl StorePath {
     /// Reads an absolute path or a base name; what follows the store path, if anything, comes
     /// second, without its leading slash.
     pub fn parse_with_rest(text: &str) -> Result<(Self, &str), StorePathError> {
-        let inside = match text.strip_prefix(STORE_DIR).and_then(|t| t.strip_prefix('/')) {
+        let inside = match text
+            .strip_prefix(STORE_DIR)
+            .and_then(|t| t.strip_prefix('/'))
+        {
             Some(inside) => inside,
             None if text.starts_with('/') => return Err(StorePathError::NotInStore(text.into())),
             None => text,
@@ -160,7 +170,10 @@ mod tests {
         assert_eq!(path.name(), "python3-3.11");
         assert_eq!(path.absolute(), format!("/nix/store/{BASE}"));
         let inside = format!("/nix/store/{BASE}/bin/python");
-        assert_eq!(StorePath::parse_with_rest(&inside), Ok((path, "bin/python")));
+        assert_eq!(
+            StorePath::parse_with_rest(&inside),
+            Ok((path, "bin/python"))
+        );
     }
 
     #[test]
@@ -177,13 +190,29 @@ mod tests {
 
     #[test]
     fn refuses_everything_else() {
-        for bad in ["", ".", "..", ".nix-snapshotter", "lib", "2j8qw9i2q1p6cmli6976v4wi0sw9r4p5"] {
-            assert!(matches!(StorePath::parse(bad), Err(StorePathError::Digest(_))), "{bad}");
+        for bad in [
+            "",
+            ".",
+            "..",
+            ".nix-snapshotter",
+            "lib",
+            "2j8qw9i2q1p6cmli6976v4wi0sw9r4p5",
+        ] {
+            assert!(
+                matches!(StorePath::parse(bad), Err(StorePathError::Digest(_))),
+                "{bad}"
+            );
         }
         for bad in ["", "a/b", "a b", "ä", &"x".repeat(212)] {
             let base = format!("2j8qw9i2q1p6cmli6976v4wi0sw9r4p5-{bad}");
-            assert!(matches!(StorePath::parse(&base), Err(StorePathError::Name(_))), "{bad}");
+            assert!(
+                matches!(StorePath::parse(&base), Err(StorePathError::Name(_))),
+                "{bad}"
+            );
         }
-        assert!(matches!(StorePath::parse_with_rest("/etc/passwd"), Err(StorePathError::NotInStore(_))));
+        assert!(matches!(
+            StorePath::parse_with_rest("/etc/passwd"),
+            Err(StorePathError::NotInStore(_))
+        ));
     }
 }

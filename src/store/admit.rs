@@ -54,7 +54,12 @@ struct Leave<'a>(&'a Core, StorePathHash);
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        self.0.admissions.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+        self.0
+            .admissions
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.1);
     }
 }
 
@@ -70,7 +75,9 @@ pub struct ClosureReport {
 impl Store {
     /// The path, if it is known and loaded.
     pub fn known(&self, path: &StorePath) -> Option<Arc<Path>> {
-        self.0.loaded(&path.hash()).filter(|p| p.store_path == *path)
+        self.0
+            .loaded(&path.hash())
+            .filter(|p| p.store_path == *path)
     }
 
     /// The path, admitted if it was not; waits as long as a lookup does.
@@ -89,9 +96,12 @@ impl Store {
 
 impl Core {
     /// Admits a path, within the time that a lookup may take.
-    pub(super) async fn admit_in_time(self: &Arc<Self>, path: &StorePath) -> Result<Arc<Path>, StoreError> {
+    pub(super) async fn admit_in_time(
+        self: &Arc<Self>,
+        path: &StorePath,
+    ) -> Result<Arc<Path>, StoreError> {
         let waited = self.settings.lookup_timeout;
-        let admission = self.admission(path, Lane::Demand, None);
+        let admission = self.admission(path, Lane::Demand, self.only_cache_of_an_empty_store());
         match tokio::time::timeout(waited, admission.clone()).await {
             Ok(outcome) => Ok(outcome?),
             // Somebody has to stream the NAR to know what is in it: that may take longer.
@@ -106,6 +116,15 @@ impl Core {
         }
     }
 
+    /// Somebody who names the first path of all knows that it exists: its listing is asked for
+    /// together with its narinfo. Later paths mostly come with a closure.
+    fn only_cache_of_an_empty_store(&self) -> Option<Substituter> {
+        match &*self.caches.all() {
+            [only] if self.paths.version() == 0 => Some(only.substituter.clone()),
+            _ => None,
+        }
+    }
+
     /// Joins the admission of a path, or starts it.
     fn admission(
         self: &Arc<Self>,
@@ -113,9 +132,15 @@ impl Core {
         lane: Lane,
         likely: Option<Substituter>,
     ) -> Shared<BoxFuture<'static, Outcome>> {
-        let mut running = self.admissions.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self
+            .admissions
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(admission) = running.get(&path.hash()) {
-            admission.urgency.send_if_modified(|l| std::mem::replace(l, (*l).max(lane)) < lane);
+            admission
+                .urgency
+                .send_if_modified(|l| std::mem::replace(l, (*l).max(lane)) < lane);
             return admission.outcome.clone();
         }
         let (core, owned) = (self.clone(), path.clone());
@@ -124,8 +149,17 @@ impl Core {
             let _leave = Leave(&core, owned.hash());
             core.run_admission(&owned, &lane, likely).await
         });
-        let outcome = task.map(|j| j.unwrap_or_else(|_| Err(Arc::new(StoreError::Stopping)))).boxed().shared();
-        running.insert(path.hash(), Admission { outcome: outcome.clone(), urgency });
+        let outcome = task
+            .map(|j| j.unwrap_or_else(|_| Err(Arc::new(StoreError::Stopping))))
+            .boxed()
+            .shared();
+        running.insert(
+            path.hash(),
+            Admission {
+                outcome: outcome.clone(),
+                urgency,
+            },
+        );
         outcome
     }
 
@@ -174,13 +208,18 @@ impl Core {
         // asked for without waiting for the narinfo.
         let early = async {
             match &likely {
-                Some(substituter) => Some((substituter.name(), self.listing_text(substituter, path, lane).await)),
+                Some(substituter) => Some((
+                    substituter.name(),
+                    self.listing_text(substituter, path, lane).await,
+                )),
                 None => None,
             }
         };
         let (offer, early) = tokio::join!(self.find_offer(path, lane), early);
         let offer = offer?;
-        let early = early.filter(|(name, _)| *name == offer.substituter.name()).map(|(_, listing)| listing);
+        let early = early
+            .filter(|(name, _)| *name == offer.substituter.name())
+            .map(|(_, listing)| listing);
         let tree = match self.load_tree(&offer.narinfo.nar_hash)? {
             Some(tree) => tree,
             None => self.fetch_tree(path, &offer, early, lane).await?,
@@ -234,23 +273,40 @@ impl Core {
 
     fn is_indexing(&self, path: &StorePath) -> bool {
         let nars = self.nars.lock().unwrap_or_else(PoisonError::into_inner);
-        nars.values().filter_map(std::sync::Weak::upgrade).any(|n| n.path == *path && n.is_fetching())
+        nars.values()
+            .filter_map(std::sync::Weak::upgrade)
+            .any(|n| n.path == *path && n.is_fetching())
     }
 
     /// Gives the path its slot and its place in the table.
-    async fn take_in(self: &Arc<Self>, path: &StorePath, offer: &Offer, tree: Tree) -> Result<Arc<Path>, StoreError> {
+    async fn take_in(
+        self: &Arc<Self>,
+        path: &StorePath,
+        offer: &Offer,
+        tree: Tree,
+    ) -> Result<Arc<Path>, StoreError> {
         let db = self.content.db();
         let (slot, known) = match self.paths.slot(&path.hash()) {
             Some((slot, entry)) if entry.store_path == *path => (slot, true),
             _ => {
                 let slots = db.allocate_slots(std::slice::from_ref(path)).await?;
-                (Slot(slots.first().copied().ok_or(StoreError::Stopping)?), false)
+                (
+                    Slot(slots.first().copied().ok_or(StoreError::Stopping)?),
+                    false,
+                )
             }
         };
         let now = unix_now();
-        let facts = if known { db.facts(&path.hash())? } else { PathFacts::default() };
+        let facts = if known {
+            db.facts(&path.hash())?
+        } else {
+            PathFacts::default()
+        };
         if !known {
-            let facts = PathFacts { first_seen: Some(now), ..PathFacts::default() };
+            let facts = PathFacts {
+                first_seen: Some(now),
+                ..PathFacts::default()
+            };
             // Not awaited: lost in a crash, it is written again.
             drop(db.put_facts(vec![(path.hash(), facts)]));
         }
@@ -268,7 +324,11 @@ impl Core {
             trust: Default::default(),
             health: Mutex::new(Health {
                 failing: false,
-                last: facts.last_error.map(|e| LastError { message: e.text, at: e.at, substituter: None }),
+                last: facts.last_error.map(|e| LastError {
+                    message: e.text,
+                    at: e.at,
+                    substituter: None,
+                }),
             }),
             first_seen: facts.first_seen.unwrap_or(now),
         });
@@ -285,7 +345,9 @@ impl Core {
         self.runtime.spawn(async move {
             // Whoever touched it reads it next: the connection that is open is for him.
             tokio::time::sleep(GIVE_WAY).await;
-            let report = core.admit_closure(std::slice::from_ref(&path.store_path), Lane::ReadAhead).await;
+            let report = core
+                .admit_closure(std::slice::from_ref(&path.store_path), Lane::ReadAhead)
+                .await;
             tracing::debug!(
                 path = %path.store_path,
                 admitted = report.admitted.len(),
@@ -295,7 +357,11 @@ impl Core {
         });
     }
 
-    pub(super) async fn admit_closure(self: &Arc<Self>, roots: &[StorePath], lane: Lane) -> ClosureReport {
+    pub(super) async fn admit_closure(
+        self: &Arc<Self>,
+        roots: &[StorePath],
+        lane: Lane,
+    ) -> ClosureReport {
         let mut report = ClosureReport::default();
         let mut seen: HashSet<StorePathHash> = HashSet::new();
         let mut running = FuturesUnordered::new();
@@ -321,7 +387,8 @@ impl Core {
                     admitted.touch();
                     for reference in &admitted.references {
                         if seen.insert(reference.hash()) {
-                            running.push(start(reference, Some(admitted.source.substituter.clone())));
+                            running
+                                .push(start(reference, Some(admitted.source.substituter.clone())));
                         }
                     }
                     report.admitted.push(path);
@@ -334,14 +401,20 @@ impl Core {
 }
 
 fn timed_out(path: &StorePath, what: &'static str, waited: Duration) -> StoreError {
-    StoreError::TimedOut { path: path.clone(), what, waited }
+    StoreError::TimedOut {
+        path: path.clone(),
+        what,
+        waited,
+    }
 }
 
 /// Compiles a listing, off the runtime's threads if it is large.
 async fn compile(json: Vec<u8>, narinfo: &NarInfo) -> Result<Vec<u8>, StoreError> {
     let (hash, size) = (narinfo.nar_hash, narinfo.nar_size);
-    let listing_error =
-        |source| StoreError::Listing { path: narinfo.store_path.clone(), source: Box::new(source) };
+    let listing_error = |source| StoreError::Listing {
+        path: narinfo.store_path.clone(),
+        source: Box::new(source),
+    };
     if json.len() <= COMPILE_ELSEWHERE {
         return tree::compile_listing(&json, hash, size).map_err(listing_error);
     }

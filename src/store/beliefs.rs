@@ -17,9 +17,16 @@ use crate::tree::{EntryIndex, Tree};
 
 impl Core {
     /// The tree that was compiled from a NAR with the right hash replaces whatever was believed.
-    pub(super) async fn adopt_index(self: &Arc<Self>, nar: &Arc<Nar>, image: &[u8]) -> Result<(), StoreError> {
+    pub(super) async fn adopt_index(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        image: &[u8],
+    ) -> Result<(), StoreError> {
         let tree = Arc::new(self.keep_tree(&nar.hash, image)?);
-        let lied = || self.paths.find(|p| p.nar_hash == nar.hash && p.tree.same_as(&tree).is_err());
+        let lied = || {
+            self.paths
+                .find(|p| p.nar_hash == nar.hash && p.tree.same_as(&tree).is_err())
+        };
         let wrong = lied();
         wrong.iter().for_each(|path| path.set_replaced());
         if let Some(path) = wrong.first() {
@@ -35,10 +42,17 @@ impl Core {
     }
 
     /// A path that was just admitted, with the tree that its NAR turned out to have.
-    pub(super) async fn with_right_tree(self: &Arc<Self>, path: Arc<Path>) -> Result<Arc<Path>, StoreError> {
-        let Some(nar) = self.living_nar(&path.nar_hash) else { return Ok(path) };
+    pub(super) async fn with_right_tree(
+        self: &Arc<Self>,
+        path: Arc<Path>,
+    ) -> Result<Arc<Path>, StoreError> {
+        let Some(nar) = self.living_nar(&path.nar_hash) else {
+            return Ok(path);
+        };
         match nar.tree() {
-            Some(tree) if path.tree.same_as(&tree).is_err() => self.replace(&path, &nar, &tree).await,
+            Some(tree) if path.tree.same_as(&tree).is_err() => {
+                self.replace(&path, &nar, &tree).await
+            }
             _ => Ok(path),
         }
     }
@@ -68,7 +82,10 @@ impl Core {
         });
         self.paths.insert(new.clone());
         self.paths.retire(old.slot);
-        self.emit(Event::Replaced { old: old.slot, path: old.store_path.clone() });
+        self.emit(Event::Replaced {
+            old: old.slot,
+            path: old.store_path.clone(),
+        });
         Ok(new)
     }
 
@@ -86,7 +103,9 @@ impl Core {
         if nar.file.verified() || path.confirmed(entry) {
             return Some(Ok(()));
         }
-        let Some((range, expected)) = path.tree.header_before(entry) else { return Some(Ok(())) };
+        let Some((range, expected)) = path.tree.header_before(entry) else {
+            return Some(Ok(()));
+        };
         let mut found = vec![0; expected.len()];
         // Dropped or never here: to be fetched.
         nar.file.read_at(&mut found, range.start).ok()?;
@@ -103,7 +122,9 @@ impl Core {
         if let Some(known) = self.believed(path, entry, nar) {
             return known;
         }
-        let Some((range, expected)) = path.tree.header_before(entry) else { return Ok(()) };
+        let Some((range, expected)) = path.tree.header_before(entry) else {
+            return Ok(());
+        };
         match self.ensure(nar, self.want(range), Lane::Demand).await? {
             Delivered::Bytes(found) => self.compare(path, entry, nar, &found, &expected),
             // Dropped again at once: the reader finds that out too.

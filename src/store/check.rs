@@ -55,7 +55,9 @@ pub struct CheckReport {
 impl CheckReport {
     /// Those in this condition.
     pub fn of(&self, condition: Condition) -> impl Iterator<Item = &Checked> {
-        self.checked.iter().filter(move |c| c.condition == condition)
+        self.checked
+            .iter()
+            .filter(move |c| c.condition == condition)
     }
 }
 
@@ -94,9 +96,18 @@ impl Store {
             };
             let store_paths = of(&kept.hash).iter().map(StorePath::absolute).collect();
             let nar = kept.hash.to_string();
-            report.checked.push(Checked { nar, store_paths, condition, bytes: kept.valid, problem, error: None });
+            report.checked.push(Checked {
+                nar,
+                store_paths,
+                condition,
+                bytes: kept.valid,
+                problem,
+                error: None,
+            });
         }
-        report.checked.sort_by(|a, b| (&a.store_paths, &a.nar).cmp(&(&b.store_paths, &b.nar)));
+        report
+            .checked
+            .sort_by(|a, b| (&a.store_paths, &a.nar).cmp(&(&b.store_paths, &b.nar)));
         Ok(report)
     }
 
@@ -104,8 +115,15 @@ impl Store {
     /// with all of them in the report; what no path names needs no repair.
     pub async fn repair(&self, report: &mut CheckReport) -> Result<(), StoreError> {
         let mut first = None;
-        for checked in report.checked.iter_mut().filter(|c| c.condition == Condition::Damaged) {
-            let path = checked.store_paths.first().and_then(|p| StorePath::parse_with_rest(p).ok());
+        for checked in report
+            .checked
+            .iter_mut()
+            .filter(|c| c.condition == Condition::Damaged)
+        {
+            let path = checked
+                .store_paths
+                .first()
+                .and_then(|p| StorePath::parse_with_rest(p).ok());
             let outcome = match path {
                 Some((path, _)) => match self.admit(&path).await {
                     Ok(known) => self.prefetch(&known, Lane::ReadAhead).await,
@@ -138,14 +156,21 @@ impl Core {
             self.emit(Event::ContentDropped(kept.hash));
             return Ok(Some(damage.kind.to_string()));
         }
-        if let Some(size) = kept.nar_size.filter(|size| !kept.verified && *size == kept.valid) {
+        if let Some(size) = kept
+            .nar_size
+            .filter(|size| !kept.verified && *size == kept.valid)
+        {
             // All of it came in pieces, and nobody has hashed it yet.
             let file = self.content.nar(&kept.hash, size)?;
             *hashed += size;
-            let tree = Tree::open(&self.content.tree_path(&kept.hash)).ok().map(Arc::new);
+            let tree = Tree::open(&self.content.tree_path(&kept.hash))
+                .ok()
+                .map(Arc::new);
             let seen = look_at(&file, tree.as_ref())?;
             let problem = match seen.mismatch {
-                _ if seen.hash != kept.hash => "its bytes are here and do not have the hash that was signed".into(),
+                _ if seen.hash != kept.hash => {
+                    "its bytes are here and do not have the hash that was signed".into()
+                }
                 Some(reason) => format!("the listing that its tree was made of is wrong: {reason}"),
                 None => {
                     file.mark_verified()?;

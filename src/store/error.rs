@@ -47,7 +47,9 @@ pub enum StoreError {
         substituter: String,
     },
     /// No cache is left to ask: they hold another store's paths.
-    #[error("{path}: no cache can have it: {substituter} is a cache of {store_dir}; configure one of /nix/store")]
+    #[error(
+        "{path}: no cache can have it: {substituter} is a cache of {store_dir}; configure one of /nix/store"
+    )]
     ForeignStore {
         /// The path asked for.
         path: StorePath,
@@ -86,13 +88,17 @@ pub enum StoreError {
         waited: Duration,
     },
     /// The whole NAR had to be kept, and there is no room for it.
-    #[error("{path}: there is no room to keep it; make some with `narfs gc`, or give the state directory more")]
+    #[error(
+        "{path}: there is no room to keep it; make some with `narfs gc`, or give the state directory more"
+    )]
     Unkept {
         /// The path.
         path: StorePath,
     },
     /// What a cache sent is not what its narinfo promised. Nothing of it is kept.
-    #[error("{path}: {substituter} sent a damaged NAR: {reason}; quarantined, its content was dropped")]
+    #[error(
+        "{path}: {substituter} sent a damaged NAR: {reason}; quarantined, its content was dropped"
+    )]
     Damaged {
         /// The path.
         path: StorePath,
@@ -102,7 +108,9 @@ pub enum StoreError {
         reason: String,
     },
     /// The listing says something else than the NAR.
-    #[error("{path}: the listing of {substituter} does not match its NAR ({reason}); the NAR is indexed instead")]
+    #[error(
+        "{path}: the listing of {substituter} does not match its NAR ({reason}); the NAR is indexed instead"
+    )]
     ListingLies {
         /// The path.
         path: StorePath,

@@ -75,7 +75,11 @@ impl NodeId {
             Node::StatusDir(v) => view(v) | STATUS_DIR,
             Node::Summary(v) => view(v) | SUMMARY,
             Node::Status(s) => STATUS_BIT | slot(s),
-            Node::Entry { view: v, slot: s, entry } => view(v) | slot(s) | u64::from(entry.0),
+            Node::Entry {
+                view: v,
+                slot: s,
+                entry,
+            } => view(v) | slot(s) | u64::from(entry.0),
         })
     }
 
@@ -92,7 +96,11 @@ impl NodeId {
             (false, 0, STATUS_DIR) => Some(Node::StatusDir(view)),
             (false, 0, SUMMARY) => Some(Node::Summary(view)),
             (false, 0, _) => None,
-            (false, _, entry) => Some(Node::Entry { view, slot, entry: EntryIndex(entry as u32) }),
+            (false, _, entry) => Some(Node::Entry {
+                view,
+                slot,
+                entry: EntryIndex(entry as u32),
+            }),
         }
     }
 }
@@ -115,8 +123,11 @@ mod tests {
             view().prop_map(Node::StatusDir),
             view().prop_map(Node::Summary),
             slot().prop_map(Node::Status),
-            (view(), slot(), 0u32..1 << ENTRY_BITS)
-                .prop_map(|(view, slot, e)| Node::Entry { view, slot, entry: EntryIndex(e) }),
+            (view(), slot(), 0u32..1 << ENTRY_BITS).prop_map(|(view, slot, e)| Node::Entry {
+                view,
+                slot,
+                entry: EntryIndex(e)
+            }),
         ]
     }
 

@@ -45,7 +45,9 @@ impl Traffic {
     fn may_go(&self, id: u64, lane: Lane) -> bool {
         match lane {
             Lane::Demand => true,
-            Lane::ReadAhead => self.demand_flowing == 0 && oldest(&self.read_ahead, READ_AHEAD_AT_ONCE, id),
+            Lane::ReadAhead => {
+                self.demand_flowing == 0 && oldest(&self.read_ahead, READ_AHEAD_AT_ONCE, id)
+            }
             Lane::Background => {
                 self.demand_flowing == 0
                     && self.read_ahead_flowing == 0
@@ -84,7 +86,9 @@ pub struct Lanes {
 
 impl Default for Lanes {
     fn default() -> Self {
-        Self { traffic: watch::Sender::new(Traffic::default()) }
+        Self {
+            traffic: watch::Sender::new(Traffic::default()),
+        }
     }
 }
 
@@ -99,9 +103,13 @@ impl Lanes {
                 queue.insert(id);
             }
         });
-        Transfer { lanes: self, id, lane, flows: false }
+        Transfer {
+            lanes: self,
+            id,
+            lane,
+            flows: false,
+        }
     }
-
 }
 
 /// One transfer's place in the lanes; leaves them when dropped.
@@ -145,18 +153,25 @@ impl Transfer<'_> {
             return;
         }
         let lane = self.lane;
-        self.lanes.traffic.send_if_modified(|t| match t.flowing(lane) {
-            Some(n) if flows => {
-                *n += 1;
-                true
-            }
-            Some(n) => {
-                *n -= 1;
-                true
-            }
-            None => false,
-        });
+        self.lanes
+            .traffic
+            .send_if_modified(|t| match t.flowing(lane) {
+                Some(n) if flows => {
+                    *n += 1;
+                    true
+                }
+                Some(n) => {
+                    *n -= 1;
+                    true
+                }
+                None => false,
+            });
         self.flows = flows;
+    }
+
+    /// Whether it is this transfer's turn now.
+    pub fn may_go(&self) -> bool {
+        self.lanes.traffic.borrow().may_go(self.id, self.lane)
     }
 
     /// Returns when this transfer may take its next piece. Cancel-safe.
@@ -166,7 +181,12 @@ impl Transfer<'_> {
         }
         let (id, lane) = (self.id, self.lane);
         // The sender lives as long as `self.lanes`, so waiting can not fail.
-        let _ = self.lanes.traffic.subscribe().wait_for(|t| t.may_go(id, lane)).await;
+        let _ = self
+            .lanes
+            .traffic
+            .subscribe()
+            .wait_for(|t| t.may_go(id, lane))
+            .await;
     }
 }
 
@@ -174,7 +194,9 @@ impl Drop for Transfer<'_> {
     fn drop(&mut self) {
         self.set_flows(false);
         let (id, lane) = (self.id, self.lane);
-        self.lanes.traffic.send_if_modified(|t| t.queue(lane).is_some_and(|queue| queue.remove(&id)));
+        self.lanes
+            .traffic
+            .send_if_modified(|t| t.queue(lane).is_some_and(|queue| queue.remove(&id)));
     }
 }
 
@@ -193,7 +215,10 @@ mod tests {
         let mut demand = lanes.enter(Lane::Demand);
         let ahead = lanes.enter(Lane::ReadAhead);
         let back = lanes.enter(Lane::Background);
-        assert!(goes(&demand) && goes(&ahead) && goes(&back), "an idle link is used");
+        assert!(
+            goes(&demand) && goes(&ahead) && goes(&back),
+            "an idle link is used"
+        );
         demand.set_flows(true);
         assert!(goes(&demand) && !goes(&ahead) && !goes(&back));
         demand.set_lane(Lane::Background);

@@ -71,7 +71,6 @@ pub use nodes::{Attr, Directory, DirectoryEntry, Found, Kind, Lasts, Step};
 pub use path::{LastError, Path};
 pub use settings::{Settings, Verify};
 
-
 use admit::Admissions;
 use caches::Caches;
 use fetch::{Nar, Source};
@@ -150,7 +149,12 @@ impl Store {
         tries: u32,
         runtime: Handle,
     ) -> Result<Self, StoreError> {
-        let slots = content.db().slots()?.into_iter().map(|(slot, path)| (Slot(slot), path)).collect();
+        let slots = content
+            .db()
+            .slots()?
+            .into_iter()
+            .map(|(slot, path)| (Slot(slot), path))
+            .collect();
         let connections = settings.connections.max(1);
         let background = connections.saturating_sub(KEPT_FOR_DEMAND).max(1);
         Ok(Self(Arc::new(Core {
@@ -186,7 +190,12 @@ impl Store {
 
     /// The caches, in the order they are asked in.
     pub fn substituters(&self) -> Vec<Substituter> {
-        self.0.caches.all().iter().map(|cache| cache.substituter.clone()).collect()
+        self.0
+            .caches
+            .all()
+            .iter()
+            .map(|cache| cache.substituter.clone())
+            .collect()
     }
 
     /// Where bytes rest.
@@ -212,7 +221,10 @@ impl Store {
     /// Bytes of all known NARs and number of all their entries, from memory.
     pub fn extent(&self) -> (u64, u64) {
         let paths = self.0.paths.find(|_| true);
-        (paths.iter().map(|p| p.nar_size).sum(), paths.iter().map(|p| u64::from(p.tree.len())).sum())
+        (
+            paths.iter().map(|p| p.nar_size).sum(),
+            paths.iter().map(|p| u64::from(p.tree.len())).sum(),
+        )
     }
 
     /// Every path that is loaded with this NAR.
@@ -224,12 +236,17 @@ impl Store {
 /// Whether the state directory has no room or may not be written: then bytes are served without
 /// being kept.
 fn cannot_keep(error: &ContentError) -> bool {
-    matches!(error, ContentError::NoSpace { .. } | ContentError::ReadOnly { .. })
+    matches!(
+        error,
+        ContentError::NoSpace { .. } | ContentError::ReadOnly { .. }
+    )
 }
 
 /// Unix seconds.
 fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }
 
 impl Core {
@@ -274,7 +291,11 @@ impl Core {
 
     /// The NAR with this hash, if anybody uses it.
     fn living_nar(&self, hash: &NarHash) -> Option<Arc<Nar>> {
-        self.nars.lock().unwrap_or_else(PoisonError::into_inner).get(hash).and_then(Weak::upgrade)
+        self.nars
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(hash)
+            .and_then(Weak::upgrade)
     }
 
     /// The compiled tree of a NAR, if it is kept. A damaged one is as good as none.
@@ -314,13 +335,23 @@ impl Core {
             tracing::warn!(path = %store_path, %error, "fetch failed");
             return;
         };
-        let last = LastError { message: error.to_string(), at: unix_now(), substituter };
+        let last = LastError {
+            message: error.to_string(),
+            at: unix_now(),
+            substituter,
+        };
         if path.set_error(last.clone()) {
             tracing::warn!(path = %store_path, %error, "fetch failed");
         }
-        let kept = self.content.db().update_facts(&store_path.hash(), move |facts| {
-            facts.last_error = Some(PathError { text: last.message, at: last.at });
-        });
+        let kept = self
+            .content
+            .db()
+            .update_facts(&store_path.hash(), move |facts| {
+                facts.last_error = Some(PathError {
+                    text: last.message,
+                    at: last.at,
+                });
+            });
         // Not awaited: the status is right from memory, this is for the next start.
         drop(kept);
     }
@@ -328,7 +359,9 @@ impl Core {
     /// Bytes came for a reader: what kept them away is over, though the NAR may never be complete.
     fn note_delivery(&self, nar: &Nar) {
         // While its tree is in doubt, bytes alone prove nothing.
-        let path = self.loaded(&nar.path.hash()).filter(|_| nar.tree().is_some());
+        let path = self
+            .loaded(&nar.path.hash())
+            .filter(|_| nar.tree().is_some());
         if path.is_some_and(|path| path.set_recovered()) {
             tracing::info!(path = %nar.path, "recovered");
         }
@@ -342,7 +375,9 @@ impl Core {
             // It is being indexed: there is no path yet.
             self.note_failure(&nar.path, error);
         }
-        paths.iter().for_each(|path| self.note_failure(&path.store_path, error));
+        paths
+            .iter()
+            .for_each(|path| self.note_failure(&path.store_path, error));
     }
 
     /// A part of a NAR came: it can be had again.
@@ -350,7 +385,10 @@ impl Core {
         if !nar.failing.swap(false, Relaxed) {
             return;
         }
-        for path in self.paths.find(|p| p.nar_hash == nar.hash && p.set_recovered()) {
+        for path in self
+            .paths
+            .find(|p| p.nar_hash == nar.hash && p.set_recovered())
+        {
             tracing::info!(path = %path.store_path, "recovered");
         }
     }
@@ -366,10 +404,13 @@ impl Core {
                 tracing::info!(path = %path.store_path, "recovered");
             }
             let (now, from) = (unix_now(), substituter.to_owned());
-            let kept = self.content.db().update_facts(&path.store_path.hash(), move |facts| {
-                facts.last_fetched = Some(now);
-                facts.fetched_from = Some(from);
-            });
+            let kept = self
+                .content
+                .db()
+                .update_facts(&path.store_path.hash(), move |facts| {
+                    facts.last_fetched = Some(now);
+                    facts.fetched_from = Some(from);
+                });
             // Not awaited, as in `note_failure`.
             drop(kept);
         }

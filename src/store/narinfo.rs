@@ -71,7 +71,10 @@ impl Core {
     /// A stale one counts too: what it says of the NAR never changes, only whether the cache
     /// still has it may.
     pub(super) fn known_offer(&self, path: &StorePath) -> Result<Option<Offer>, StoreError> {
-        let mut kept = self.content.db().narinfos(&path.hash(), unix_now(), self.ttl())?;
+        let mut kept = self
+            .content
+            .db()
+            .narinfos(&path.hash(), unix_now(), self.ttl())?;
         kept.sort_by_key(|k| !k.fresh);
         for substituter in &self.caches.usable() {
             let of_this = kept.iter().filter(|k| k.substituter == substituter.name());
@@ -86,11 +89,17 @@ impl Core {
 
     /// What is kept of a path, whichever cache said it, with that cache's name: for showing and
     /// naming what is here. Bytes are never fetched by it: the cache may no longer be configured.
-    pub(super) fn kept_narinfo(&self, path: &StorePath) -> Result<Option<(NarInfo, String)>, StoreError> {
+    pub(super) fn kept_narinfo(
+        &self,
+        path: &StorePath,
+    ) -> Result<Option<(NarInfo, String)>, StoreError> {
         if let Some(offer) = self.known_offer(path)? {
             return Ok(Some((offer.narinfo, offer.substituter.name().to_owned())));
         }
-        let kept = self.content.db().narinfos(&path.hash(), unix_now(), self.ttl())?;
+        let kept = self
+            .content
+            .db()
+            .narinfos(&path.hash(), unix_now(), self.ttl())?;
         Ok(kept.into_iter().find_map(|k| {
             let narinfo = NarInfo::parse(&k.text?, &path.hash()).ok()?;
             (narinfo.store_path == *path).then_some((narinfo, k.substituter))
@@ -102,16 +111,28 @@ impl Core {
     /// # Errors
     /// [`StoreError::Absent`] when all of them said that they do not have it; otherwise what
     /// the most important cache that failed said.
-    pub(super) async fn find_offer(self: &Arc<Self>, path: &StorePath, lane: &Urgency) -> Result<Offer, StoreError> {
-        let kept = self.content.db().narinfos(&path.hash(), unix_now(), self.ttl())?;
+    pub(super) async fn find_offer(
+        self: &Arc<Self>,
+        path: &StorePath,
+        lane: &Urgency,
+    ) -> Result<Offer, StoreError> {
+        let kept = self
+            .content
+            .db()
+            .narinfos(&path.hash(), unix_now(), self.ttl())?;
         let known_absent = |s: &Substituter| {
-            kept.iter().filter(|k| k.fresh && k.substituter == s.name()).any(|k| match &k.text {
-                // The narinfo may be that of another name with this digest.
-                Some(text) => matches!(self.judge_narinfo(s, path, text), Answer::Absent),
-                None => true,
-            })
+            kept.iter()
+                .filter(|k| k.fresh && k.substituter == s.name())
+                .any(|k| match &k.text {
+                    // The narinfo may be that of another name with this digest.
+                    Some(text) => matches!(self.judge_narinfo(s, path, text), Answer::Absent),
+                    None => true,
+                })
         };
-        let absent = || StoreError::Absent { path: path.clone(), caches: self.cache_names() };
+        let absent = || StoreError::Absent {
+            path: path.clone(),
+            caches: self.cache_names(),
+        };
         let usable = self.caches.usable();
         if !usable.is_empty() && usable.iter().all(known_absent) {
             return Err(absent());
@@ -153,7 +174,12 @@ impl Core {
     }
 
     fn cache_names(&self) -> String {
-        self.caches.usable().iter().map(Substituter::name).collect::<Vec<_>>().join(", ")
+        self.caches
+            .usable()
+            .iter()
+            .map(Substituter::name)
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     async fn ask(&self, substituter: &Substituter, path: &StorePath, lane: &Urgency) -> Answer {
@@ -167,19 +193,29 @@ impl Core {
             None => Answer::Absent,
         };
         if !matches!(answer, Answer::Failed(_)) {
-            let kept = self.content.db().put_narinfos(substituter.name(), vec![(path.hash(), text)], unix_now());
+            let kept = self.content.db().put_narinfos(
+                substituter.name(),
+                vec![(path.hash(), text)],
+                unix_now(),
+            );
             // Not awaited: a narinfo that is lost in a crash is asked for again.
             drop(kept);
         }
         answer
     }
 
-    pub(super) async fn narinfo_text(&self, substituter: &Substituter, path: &StorePath) -> Result<Option<Vec<u8>>, FetchError> {
+    pub(super) async fn narinfo_text(
+        &self,
+        substituter: &Substituter,
+        path: &StorePath,
+    ) -> Result<Option<Vec<u8>>, FetchError> {
         let deadline = Deadline::after(self.small_deadline());
         let document = substituter.narinfo(&path.hash(), deadline).await?;
-        Ok(document.map(|d| match codec::decode_small(d.encoding.as_deref(), &d.bytes, MAX_NARINFO) {
-            Ok(text) => text,
-            Err(_) => d.bytes,
+        Ok(document.map(|d| {
+            match codec::decode_small(d.encoding.as_deref(), &d.bytes, MAX_NARINFO) {
+                Ok(text) => text,
+                Err(_) => d.bytes,
+            }
         }))
     }
 
@@ -189,7 +225,10 @@ impl Core {
     }
 
     pub(super) fn fetch_error(&self, path: &StorePath, source: FetchError) -> StoreError {
-        StoreError::Fetch { path: path.clone(), source: Arc::new(source) }
+        StoreError::Fetch {
+            path: path.clone(),
+            source: Arc::new(source),
+        }
     }
 
     fn judge_narinfo(&self, substituter: &Substituter, path: &StorePath, text: &[u8]) -> Answer {
@@ -198,7 +237,11 @@ impl Core {
             Ok(narinfo) => narinfo,
             Err(source) => {
                 let source = Box::new(source);
-                return Answer::Failed(StoreError::NarInfo { path: path.clone(), substituter: name(), source });
+                return Answer::Failed(StoreError::NarInfo {
+                    path: path.clone(),
+                    substituter: name(),
+                    source,
+                });
             }
         };
         if narinfo.store_path != *path {
@@ -207,10 +250,14 @@ impl Core {
         }
         let trusted = substituter.trusted() || !self.settings.require_signatures;
         match narinfo.trust(&self.settings.keys) {
-            Trust::Untrusted if !trusted => {
-                Answer::Failed(StoreError::Untrusted { path: path.clone(), substituter: name() })
-            }
-            _ => Answer::Offer(Box::new(Offer { narinfo, substituter: substituter.clone() })),
+            Trust::Untrusted if !trusted => Answer::Failed(StoreError::Untrusted {
+                path: path.clone(),
+                substituter: name(),
+            }),
+            _ => Answer::Offer(Box::new(Offer {
+                narinfo,
+                substituter: substituter.clone(),
+            })),
         }
     }
 
@@ -220,11 +267,17 @@ impl Core {
         substituter: &Substituter,
         path: &StorePath,
     ) -> Result<Option<NarInfo>, StoreError> {
-        let kept = self.content.db().narinfo(substituter.name(), &path.hash(), unix_now(), self.ttl())?;
+        let kept =
+            self.content
+                .db()
+                .narinfo(substituter.name(), &path.hash(), unix_now(), self.ttl())?;
         let answer = match kept.filter(|k| k.fresh).map(|k| k.text) {
             Some(None) => Answer::Absent,
             Some(Some(text)) => self.judge_narinfo(substituter, path, &text),
-            None => self.ask(substituter, path, &watch::channel(Lane::Demand).1).await,
+            None => {
+                self.ask(substituter, path, &watch::channel(Lane::Demand).1)
+                    .await
+            }
         };
         match answer {
             Answer::Offer(offer) => Ok(Some(offer.narinfo)),
@@ -281,6 +334,8 @@ async fn unpack(document: Document) -> Option<Result<Vec<u8>, CodecError>> {
     let unpack = |d: Document| codec::decode_small(d.encoding.as_deref(), &d.bytes, MAX_LISTING);
     match document.bytes.len() {
         0..UNPACK_ELSEWHERE => Some(unpack(document)),
-        _ => tokio::task::spawn_blocking(move || unpack(document)).await.ok(),
+        _ => tokio::task::spawn_blocking(move || unpack(document))
+            .await
+            .ok(),
     }
 }

@@ -12,9 +12,8 @@ use std::{
 };
 
 use super::{
-    Core, Lane, Node, NodeId, Path, Slot, Store, StoreError, ViewId,
-    fetch::Delivered,
-    status, unix_now,
+    Core, Lane, Node, NodeId, Path, Slot, Store, StoreError, ViewId, fetch::Delivered, status,
+    unix_now,
 };
 use crate::{
     content::ContentError,
@@ -128,7 +127,9 @@ impl Store {
             return Step::Ready(Ok(Found::Node(self.0.listing_attr(Node::StatusDir(view)))));
         }
         // Programs probe all kinds of names in a directory; only store paths are worth a request.
-        let Ok(path) = StorePath::from_bytes(name) else { return Step::Ready(Ok(Found::Never)) };
+        let Ok(path) = StorePath::from_bytes(name) else {
+            return Step::Ready(Ok(Found::Never));
+        };
         if let Some(known) = self.known(&path) {
             return Step::Ready(self.0.found_path(view, &known));
         }
@@ -146,8 +147,12 @@ impl Store {
         if name == status::SUMMARY.as_bytes() {
             return Found::Node(self.0.status_attr(Node::Summary(view)));
         }
-        let path = name.strip_suffix(status::SUFFIX.as_bytes()).map(StorePath::from_bytes);
-        let Some(Ok(path)) = path else { return Found::Never };
+        let path = name
+            .strip_suffix(status::SUFFIX.as_bytes())
+            .map(StorePath::from_bytes);
+        let Some(Ok(path)) = path else {
+            return Found::Never;
+        };
         match self.0.paths.slot(&path.hash()) {
             Some((slot, entry)) if entry.store_path == path => {
                 Found::Node(self.0.status_attr(Node::Status(slot)))
@@ -160,8 +165,12 @@ impl Store {
     pub fn attr(&self, node: NodeId) -> Step<Attr> {
         self.0.counters.getattrs.add(1);
         match node.node() {
-            Some(n @ (Node::Root(_) | Node::StatusDir(_))) => Step::Ready(Ok(self.0.listing_attr(n))),
-            Some(n @ (Node::Summary(_) | Node::Status(_))) => Step::Ready(Ok(self.0.status_attr(n))),
+            Some(n @ (Node::Root(_) | Node::StatusDir(_))) => {
+                Step::Ready(Ok(self.0.listing_attr(n)))
+            }
+            Some(n @ (Node::Summary(_) | Node::Status(_))) => {
+                Step::Ready(Ok(self.0.status_attr(n)))
+            }
             Some(Node::Entry { view, slot, entry }) => self.with_path(slot, move |_, path| {
                 entry_attr(view, path, entry).ok_or(StoreError::NoNode)
             }),
@@ -188,7 +197,13 @@ impl Store {
         match node.node() {
             Some(Node::Root(view)) => self.list_root(view),
             Some(Node::StatusDir(view)) => {
-                let slots = self.0.paths.slots().into_iter().map(|(s, e)| (s, e.store_path)).collect();
+                let slots = self
+                    .0
+                    .paths
+                    .slots()
+                    .into_iter()
+                    .map(|(s, e)| (s, e.store_path))
+                    .collect();
                 Step::Ready(Ok(Directory::Status(view, slots)))
             }
             Some(Node::Entry { view, slot, entry }) => {
@@ -211,7 +226,11 @@ impl Store {
         let list = move |entries: Vec<(Slot, super::path::SlotEntry)>| {
             let known = entries.into_iter().filter_map(|(slot, entry)| {
                 let path = entry.path?;
-                Some((slot, entry.store_path, entry_attr(view, &path, EntryIndex(0))?))
+                Some((
+                    slot,
+                    entry.store_path,
+                    entry_attr(view, &path, EntryIndex(0))?,
+                ))
             });
             Ok(Directory::Root(view, known.collect()))
         };
@@ -261,7 +280,9 @@ impl Store {
                     Ok(document) => document,
                     Err(error) => return Some(Err(error)),
                 };
-                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(document.len());
+                let from = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(document.len());
                 let to = from.saturating_add(size as usize).min(document.len());
                 buf.extend_from_slice(&document[from..to]);
                 Some(Ok(()))
@@ -320,12 +341,18 @@ impl Core {
         let entry = self.paths.entry(slot).ok_or(StoreError::NoNode)?;
         let path = self.admit_in_time(&entry.store_path).await?;
         // The digest may have a newer slot: then this one's inodes are gone.
-        if path.slot == slot { Ok(path) } else { Err(StoreError::NoNode) }
+        if path.slot == slot {
+            Ok(path)
+        } else {
+            Err(StoreError::NoNode)
+        }
     }
 
     fn found_path(self: &Arc<Self>, view: ViewId, path: &Arc<Path>) -> Result<Found, StoreError> {
         self.touch(path);
-        entry_attr(view, path, EntryIndex(0)).map(Found::Node).ok_or(StoreError::NoNode)
+        entry_attr(view, path, EntryIndex(0))
+            .map(Found::Node)
+            .ok_or(StoreError::NoNode)
     }
 
     /// Reads what is kept; `None` if it is not.
@@ -404,7 +431,6 @@ impl Core {
     }
 }
 
-
 fn kind_of(path: &Path, entry: EntryIndex) -> Option<Kind> {
     Some(match path.tree.node(entry)? {
         tree::Node::Directory { .. } => Kind::Directory,
@@ -420,21 +446,47 @@ fn entry_attr(view: ViewId, path: &Path, entry: EntryIndex) -> Option<Attr> {
         tree::Node::Regular { size, .. } => (ViewId::WHOLE, size),
         tree::Node::Symlink { target } => (ViewId::WHOLE, target.len() as u64),
     };
-    let node = NodeId::of(Node::Entry { view, slot: path.slot, entry });
-    Some(Attr { node, kind: kind_of(path, entry)?, size, mtime: STORE_MTIME, lasts: Lasts::Forever })
+    let node = NodeId::of(Node::Entry {
+        view,
+        slot: path.slot,
+        entry,
+    });
+    Some(Attr {
+        node,
+        kind: kind_of(path, entry)?,
+        size,
+        mtime: STORE_MTIME,
+        lasts: Lasts::Forever,
+    })
 }
 
-fn lookup_inside(view: ViewId, path: &Path, dir: EntryIndex, name: &[u8]) -> Result<Found, StoreError> {
+fn lookup_inside(
+    view: ViewId,
+    path: &Path,
+    dir: EntryIndex,
+    name: &[u8],
+) -> Result<Found, StoreError> {
     match path.tree.lookup(dir, name) {
-        Some(entry) => entry_attr(view, path, entry).map(Found::Node).ok_or(StoreError::NoNode),
+        Some(entry) => entry_attr(view, path, entry)
+            .map(Found::Node)
+            .ok_or(StoreError::NoNode),
         None => Ok(Found::Never),
     }
 }
 
 /// Where the bytes `offset..offset + size` of a file lie in its NAR, cut at the file's end.
-fn nar_range(path: &Path, entry: EntryIndex, offset: u64, size: u32) -> Result<Range<u64>, StoreError> {
+fn nar_range(
+    path: &Path,
+    entry: EntryIndex,
+    offset: u64,
+    size: u32,
+) -> Result<Range<u64>, StoreError> {
     match path.tree.node(entry) {
-        Some(tree::Node::Regular { size: length, offset: start, .. }) => {
+        Some(tree::Node::Regular {
+            size: length,
+            offset: start,
+            ..
+        }) => {
             let from = offset.min(length);
             let to = offset.saturating_add(size.into()).min(length);
             Ok(start + from..start + to)
@@ -457,22 +509,34 @@ impl Directory {
     pub fn entries(&self, after: u64) -> Box<dyn Iterator<Item = DirectoryEntry> + '_> {
         match self {
             Directory::Root(_, paths) => Box::new(
-                paths.iter().filter(move |(slot, ..)| u64::from(slot.0) > after).map(|(slot, path, attr)| {
-                    DirectoryEntry { next: slot.0.into(), name: path.to_string().into_bytes(), attr: *attr }
-                }),
+                paths
+                    .iter()
+                    .filter(move |(slot, ..)| u64::from(slot.0) > after)
+                    .map(|(slot, path, attr)| DirectoryEntry {
+                        next: slot.0.into(),
+                        name: path.to_string().into_bytes(),
+                        attr: *attr,
+                    }),
             ),
             Directory::Status(view, paths) => {
-                let summary = (after == 0).then(|| status_entry(1, status::SUMMARY.into(), Node::Summary(*view)));
-                Box::new(summary.into_iter().chain(
-                    paths.iter().filter(move |(slot, _)| u64::from(slot.0) + 1 > after).map(|(slot, path)| {
-                        let name = format!("{path}{}", status::SUFFIX);
-                        status_entry(u64::from(slot.0) + 1, name, Node::Status(*slot))
-                    }),
-                ))
+                let summary = (after == 0)
+                    .then(|| status_entry(1, status::SUMMARY.into(), Node::Summary(*view)));
+                Box::new(
+                    summary.into_iter().chain(
+                        paths
+                            .iter()
+                            .filter(move |(slot, _)| u64::from(slot.0) + 1 > after)
+                            .map(|(slot, path)| {
+                                let name = format!("{path}{}", status::SUFFIX);
+                                status_entry(u64::from(slot.0) + 1, name, Node::Status(*slot))
+                            }),
+                    ),
+                )
             }
             Directory::Inside(view, path, _, children) => {
                 let first = u64::from(children.start).saturating_add(after);
-                let range = u32::try_from(first).unwrap_or(u32::MAX).min(children.end)..children.end;
+                let range =
+                    u32::try_from(first).unwrap_or(u32::MAX).min(children.end)..children.end;
                 Box::new(range.filter_map(move |n| {
                     let entry = EntryIndex(n);
                     Some(DirectoryEntry {
@@ -488,10 +552,21 @@ impl Directory {
     /// The directory's own attributes, and its parent's.
     pub fn itself(&self) -> (NodeId, NodeId) {
         match self {
-            Directory::Root(view, _) => (NodeId::of(Node::Root(*view)), NodeId::of(Node::Root(*view))),
-            Directory::Status(view, _) => (NodeId::of(Node::StatusDir(*view)), NodeId::of(Node::Root(*view))),
+            Directory::Root(view, _) => {
+                (NodeId::of(Node::Root(*view)), NodeId::of(Node::Root(*view)))
+            }
+            Directory::Status(view, _) => (
+                NodeId::of(Node::StatusDir(*view)),
+                NodeId::of(Node::Root(*view)),
+            ),
             Directory::Inside(view, path, entry, _) => {
-                let of = |entry| NodeId::of(Node::Entry { view: *view, slot: path.slot, entry });
+                let of = |entry| {
+                    NodeId::of(Node::Entry {
+                        view: *view,
+                        slot: path.slot,
+                        entry,
+                    })
+                };
                 let parent = match entry.0 {
                     0 => NodeId::of(Node::Root(*view)),
                     _ => of(path.tree.parent(*entry)),

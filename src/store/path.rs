@@ -54,7 +54,10 @@ pub(super) struct TreeTrust {
 impl Default for TreeTrust {
     fn default() -> Self {
         // No tree has so many entries.
-        Self { replaced: AtomicBool::new(false), confirmed: AtomicU32::new(u32::MAX) }
+        Self {
+            replaced: AtomicBool::new(false),
+            confirmed: AtomicU32::new(u32::MAX),
+        }
     }
 }
 
@@ -79,6 +82,11 @@ pub(super) struct Health {
 }
 
 impl Path {
+    /// Bytes that its NAR takes on the link, as far as the cache says.
+    pub(super) fn packed_size(&self) -> u64 {
+        self.source.file_size.unwrap_or(self.nar_size)
+    }
+
     /// Says that it is used; true for the first time.
     pub(super) fn touch(&self) -> bool {
         !self.touched.load(Relaxed) && !self.touched.swap(true, Relaxed)
@@ -111,14 +119,24 @@ impl Path {
     }
 
     pub(super) fn health(&self) -> Health {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Remembers an error; says whether it is news.
     pub(super) fn set_error(&self, error: LastError) -> bool {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = !health.failing || health.last.as_ref().is_none_or(|l| l.message != error.message);
-        *health = Health { failing: true, last: Some(error) };
+        let news = !health.failing
+            || health
+                .last
+                .as_ref()
+                .is_none_or(|l| l.message != error.message);
+        *health = Health {
+            failing: true,
+            last: Some(error),
+        };
         news
     }
 
@@ -156,7 +174,13 @@ impl PathTable {
     pub fn with_slots(known: Vec<(Slot, StorePath)>) -> Self {
         let table = Self::default();
         for (slot, store_path) in known {
-            table.put(slot, SlotEntry { store_path, path: None });
+            table.put(
+                slot,
+                SlotEntry {
+                    store_path,
+                    path: None,
+                },
+            );
         }
         table
     }
@@ -180,7 +204,10 @@ impl PathTable {
 
     /// An admitted path takes its place.
     pub fn insert(&self, path: Arc<Path>) {
-        let entry = SlotEntry { store_path: path.store_path.clone(), path: Some(path.clone()) };
+        let entry = SlotEntry {
+            store_path: path.store_path.clone(),
+            path: Some(path.clone()),
+        };
         self.put(path.slot, entry);
     }
 
@@ -210,7 +237,11 @@ impl PathTable {
 
     /// The path in a slot, if it is loaded.
     pub fn loaded(&self, slot: Slot) -> Option<Arc<Path>> {
-        lock!(self.slots, read).get(slot.0 as usize)?.as_ref()?.path.clone()
+        lock!(self.slots, read)
+            .get(slot.0 as usize)?
+            .as_ref()?
+            .path
+            .clone()
     }
 
     /// The path with this digest, if it is loaded.
@@ -221,12 +252,21 @@ impl PathTable {
     /// All slots in use, in order.
     pub fn slots(&self) -> Vec<(Slot, SlotEntry)> {
         let slots = lock!(self.slots, read);
-        slots.iter().enumerate().filter_map(|(n, e)| Some((Slot(n as u32), e.clone()?))).collect()
+        slots
+            .iter()
+            .enumerate()
+            .filter_map(|(n, e)| Some((Slot(n as u32), e.clone()?)))
+            .collect()
     }
 
     /// Every loaded path that satisfies `which`.
     pub fn find(&self, which: impl Fn(&Path) -> bool) -> Vec<Arc<Path>> {
         let slots = lock!(self.slots, read);
-        slots.iter().flatten().filter_map(|e| e.path.clone()).filter(|p| which(p)).collect()
+        slots
+            .iter()
+            .flatten()
+            .filter_map(|e| e.path.clone())
+            .filter(|p| which(p))
+            .collect()
     }
 }

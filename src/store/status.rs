@@ -12,7 +12,8 @@ use std::{
 };
 
 use narfs_state_schema::{
-    self as schema, DaemonStatus, PathState, PathStatus, StateCounts, SubstituterStatus, Summary, Timestamp,
+    self as schema, DaemonStatus, PathState, PathStatus, StateCounts, SubstituterStatus, Summary,
+    Timestamp,
 };
 
 use super::{
@@ -40,7 +41,9 @@ pub(super) struct StatusClock(Mutex<HashMap<NodeId, (u64, Duration)>>);
 impl StatusClock {
     /// The time at which the content with this fingerprint was first seen; strictly growing.
     fn changed_at(&self, node: NodeId, fingerprint: u64) -> Duration {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = seen.entry(node).or_insert((fingerprint, now));
         if entry.0 != fingerprint {
@@ -60,7 +63,13 @@ impl Store {
     /// The status of every path that is known here, by name, and the totals over them. Local
     /// only: paths of earlier runs are looked up in the state directory, and not loaded.
     pub fn whole_status(&self) -> (Summary, Vec<PathStatus>) {
-        let mut all: Vec<_> = self.0.paths.slots().iter().filter_map(|(_, e)| self.0.slot_status(e)).collect();
+        let mut all: Vec<_> = self
+            .0
+            .paths
+            .slots()
+            .iter()
+            .filter_map(|(_, e)| self.0.slot_status(e))
+            .collect();
         all.sort_by(|a, b| a.store_path.cmp(&b.store_path));
         let mut counts = StateCounts::default();
         all.iter().for_each(|path| counts.add(path.state));
@@ -79,7 +88,11 @@ impl Core {
         let id = NodeId::of(node);
         let fingerprint = match node {
             Node::Status(slot) => self.paths.loaded(slot).map_or(0, |p| self.fingerprint(&p)),
-            _ => self.paths.find(|_| true).iter().fold(1, |f, p| f ^ self.fingerprint(p).rotate_left(p.slot.0 % 64)),
+            _ => self
+                .paths
+                .find(|_| true)
+                .iter()
+                .fold(1, |f, p| f ^ self.fingerprint(p).rotate_left(p.slot.0 % 64)),
         };
         Attr {
             node: id,
@@ -94,14 +107,27 @@ impl Core {
     pub(super) fn listing_attr(&self, node: Node) -> Attr {
         let id = NodeId::of(node);
         let mtime = self.status_clock.changed_at(id, self.paths.version());
-        Attr { node: id, kind: Kind::Directory, size: 0, mtime, lasts: Lasts::Shortly }
+        Attr {
+            node: id,
+            kind: Kind::Directory,
+            size: 0,
+            mtime,
+            lasts: Lasts::Shortly,
+        }
     }
 
     /// Changes whenever the document does.
     fn fingerprint(&self, path: &Path) -> u64 {
         let mut hasher = DefaultHasher::new();
         let (state, fetched, verified) = self.progress(path);
-        (path.slot, state.as_str(), fetched, verified, path.health().last.map(|e| e.at)).hash(&mut hasher);
+        (
+            path.slot,
+            state.as_str(),
+            fetched,
+            verified,
+            path.health().last.map(|e| e.at),
+        )
+            .hash(&mut hasher);
         path.health().failing.hash(&mut hasher);
         hasher.finish()
     }
@@ -110,7 +136,10 @@ impl Core {
         match node {
             Node::Summary(_) => Ok(schema::render_padded(&self.summary(), DOCUMENT_SIZE)),
             Node::Status(slot) => match self.paths.loaded(slot) {
-                Some(path) => Ok(schema::render_padded(&self.path_status(&path), DOCUMENT_SIZE)),
+                Some(path) => Ok(schema::render_padded(
+                    &self.path_status(&path),
+                    DOCUMENT_SIZE,
+                )),
                 None => self.unloaded_document(slot),
             },
             _ => Err(StoreError::IsADirectory),
@@ -169,7 +198,9 @@ impl Core {
 
     /// State, bytes here, and whether they were verified: exact at this moment.
     fn progress(&self, path: &Path) -> (PathState, u64, bool) {
-        let Ok(nar) = self.nar_of(path) else { return (PathState::Known, 0, false) };
+        let Ok(nar) = self.nar_of(path) else {
+            return (PathState::Known, 0, false);
+        };
         let fetched = nar.file.valid_bytes();
         let state = match resting(fetched, path.nar_size) {
             PathState::Complete => PathState::Complete,
@@ -183,13 +214,21 @@ impl Core {
     fn path_status(&self, path: &Path) -> PathStatus {
         let (state, fetched, verified) = self.progress(path);
         let health = path.health();
-        let source = self.nar_of(path).ok().and_then(|n| n.sources.first()).unwrap_or_else(|| path.source.clone());
+        let source = self
+            .nar_of(path)
+            .ok()
+            .and_then(|n| n.sources.first())
+            .unwrap_or_else(|| path.source.clone());
         PathStatus {
             digest: hex_digest(&path.nar_hash),
             size: path.nar_size,
             fetched_size: fetched,
             fetched_percent: schema::percent(fetched, path.nar_size),
-            error: health.last.as_ref().filter(|_| health.failing).map(|e| e.message.clone()),
+            error: health
+                .last
+                .as_ref()
+                .filter(|_| health.failing)
+                .map(|e| e.message.clone()),
             store_path: path.store_path.absolute(),
             state,
             verified,
@@ -209,7 +248,13 @@ impl Core {
 
     fn last_fetched(&self, path: &Path) -> Option<u64> {
         let now = self.nar_of(path).ok().and_then(|n| n.fetched_at());
-        now.or_else(|| self.content.db().facts(&path.store_path.hash()).ok()?.last_fetched)
+        now.or_else(|| {
+            self.content
+                .db()
+                .facts(&path.store_path.hash())
+                .ok()?
+                .last_fetched
+        })
     }
 
     fn summary(&self) -> Summary {
@@ -225,7 +270,11 @@ impl Core {
     }
 
     fn summary_of(&self, paths: StateCounts, size: u64, fetched_size: u64, errors: u64) -> Summary {
-        let started = timestamp(self.started.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()));
+        let started = timestamp(
+            self.started
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs()),
+        );
         let all = self.caches.all();
         let substituters = all.iter().map(|cache| SubstituterStatus {
             name: cache.substituter.name().to_owned(),
@@ -258,7 +307,9 @@ impl Core {
 
 /// Number of regular files.
 fn files(tree: &Tree) -> u64 {
-    (0..tree.len()).filter(|e| matches!(tree.node(EntryIndex(*e)), Some(TreeNode::Regular { .. }))).count() as u64
+    (0..tree.len())
+        .filter(|e| matches!(tree.node(EntryIndex(*e)), Some(TreeNode::Regular { .. })))
+        .count() as u64
 }
 
 fn resting(fetched: u64, size: u64) -> PathState {
@@ -274,5 +325,9 @@ fn hex_digest(hash: &crate::nix::NarHash) -> String {
 }
 
 fn timestamp(seconds: u64) -> Timestamp {
-    Timestamp::from_unix_millis(i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000))
+    Timestamp::from_unix_millis(
+        i64::try_from(seconds)
+            .unwrap_or(i64::MAX)
+            .saturating_mul(1000),
+    )
 }

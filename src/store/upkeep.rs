@@ -2,11 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{
-    Core, Lane, Path, Store, StoreError,
-    fetch::Want,
-    path::SlotEntry,
-};
+use super::{Core, Lane, Path, Store, StoreError, fetch::Want, path::SlotEntry};
 use crate::{
     nix::{NarHash, StorePath},
     tree::EntryIndex,
@@ -74,7 +70,10 @@ impl Store {
 
 impl Core {
     /// The NAR and the references of a known path, loaded or not. Local only.
-    pub(super) fn kept_facts(&self, entry: &SlotEntry) -> Result<Option<(NarHash, Vec<StorePath>)>, StoreError> {
+    pub(super) fn kept_facts(
+        &self,
+        entry: &SlotEntry,
+    ) -> Result<Option<(NarHash, Vec<StorePath>)>, StoreError> {
         if let Some(path) = &entry.path {
             return Ok(Some((path.nar_hash, path.references.to_vec())));
         }
@@ -95,7 +94,10 @@ pub struct Progress {
 impl Store {
     /// Where the prefetch of a path stands.
     pub fn progress(&self, path: &Path) -> Progress {
-        Progress { fetched: self.fetched_bytes(path), size: path.nar_size }
+        Progress {
+            fetched: self.fetched_bytes(path),
+            size: path.nar_size,
+        }
     }
 
     /// The lane of work that nobody waits for.

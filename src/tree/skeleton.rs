@@ -94,7 +94,9 @@ impl SkeletonCheck {
             self.coming.pop_front();
             self.done = 0;
             if self.coming.is_empty() {
-                let Some(step) = self.steps.next() else { return false };
+                let Some(step) = self.steps.next() else {
+                    return false;
+                };
                 self.lay_out(step);
             }
         }
@@ -110,7 +112,8 @@ impl SkeletonCheck {
                 open(&self.tree, entry, &mut bytes);
                 match self.tree.node(entry) {
                     Some(Node::Regular { size, .. }) => {
-                        self.coming.push_back(Stretch::Known(std::mem::take(&mut bytes)));
+                        self.coming
+                            .push_back(Stretch::Known(std::mem::take(&mut bytes)));
                         self.coming.push_back(Stretch::Contents(size));
                         bytes.resize(padding(size), 0);
                         close(entry, &mut bytes);
@@ -133,7 +136,9 @@ impl SkeletonCheck {
             if !self.ready() {
                 return Err(self.mismatch(0));
             }
-            let n = bytes.len().min(usize::try_from(self.left()).unwrap_or(usize::MAX));
+            let n = bytes
+                .len()
+                .min(usize::try_from(self.left()).unwrap_or(usize::MAX));
             let (now, rest) = bytes.split_at(n);
             if let Some(Stretch::Known(known)) = self.coming.front() {
                 let expected = &known[self.done as usize..];
@@ -152,7 +157,11 @@ impl SkeletonCheck {
     /// # Errors
     /// When the tree goes on.
     pub fn finish(mut self) -> Result<(), Mismatch> {
-        if self.ready() { Err(self.mismatch(0)) } else { Ok(()) }
+        if self.ready() {
+            Err(self.mismatch(0))
+        } else {
+            Ok(())
+        }
     }
 
     fn mismatch(&self, further: u64) -> Mismatch {
@@ -167,7 +176,9 @@ impl Tree {
     /// What stands in the NAR in front of a file's bytes (its name, type, executable bit and
     /// size), and where; `None` if the entry is no file.
     pub fn header_before(&self, entry: EntryIndex) -> Option<(Range<u64>, Vec<u8>)> {
-        let Some(Node::Regular { offset, .. }) = self.node(entry) else { return None };
+        let Some(Node::Regular { offset, .. }) = self.node(entry) else {
+            return None;
+        };
         let mut bytes = Vec::new();
         open(self, entry, &mut bytes);
         Some((offset.checked_sub(bytes.len() as u64)?..offset, bytes))
@@ -197,7 +208,9 @@ fn open(tree: &Tree, entry: EntryIndex, out: &mut Vec<u8>) {
     token(out, b"(");
     token(out, b"type");
     match tree.node(entry) {
-        Some(Node::Regular { executable, size, .. }) => {
+        Some(Node::Regular {
+            executable, size, ..
+        }) => {
             token(out, b"regular");
             if executable {
                 token(out, b"executable");
@@ -262,7 +275,10 @@ mod tests {
                 assert_eq!(&nar[range.start as usize..range.end as usize], bytes);
             }
         }
-        assert!(tree.header_before(tree.resolve(b"bin/tool").unwrap()).is_some());
+        assert!(
+            tree.header_before(tree.resolve(b"bin/tool").unwrap())
+                .is_some()
+        );
         assert!(tree.header_before(tree.resolve(b"bin").unwrap()).is_none());
     }
 

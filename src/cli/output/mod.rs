@@ -6,8 +6,8 @@
 use std::io::{self, IsTerminal, Write};
 
 use super::{Exit, Failure};
-pub use crate::failure::printable;
 use crate::config::Color;
+pub use crate::failure::printable;
 
 pub mod human;
 pub mod progress;
@@ -120,7 +120,6 @@ pub fn json(value: &impl serde::Serialize, indented: bool) -> Result<String, Fai
     })?;
     Ok(text + "\n")
 }
-
 
 #[cfg(test)]
 mod tests {

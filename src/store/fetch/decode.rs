@@ -61,7 +61,14 @@ pub(super) struct PackedReader {
 
 pub(super) fn channel() -> (Feed, PackedReader) {
     let (tx, queue) = mpsc::channel(PACKED_QUEUE);
-    (Feed(tx), PackedReader { queue, chunk: Bytes::new(), ended: false })
+    (
+        Feed(tx),
+        PackedReader {
+            queue,
+            chunk: Bytes::new(),
+            ended: false,
+        },
+    )
 }
 
 impl Read for PackedReader {
@@ -73,7 +80,12 @@ impl Read for PackedReader {
             match self.queue.blocking_recv() {
                 Some(Packed::Chunk(chunk)) => self.chunk = chunk,
                 Some(Packed::End) => self.ended = true,
-                None => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the download stopped")),
+                None => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::ConnectionAborted,
+                        "the download stopped",
+                    ));
+                }
             }
         }
         let n = buf.len().min(self.chunk.len());
@@ -126,7 +138,12 @@ pub(super) fn run(
     let hashed = hashing.join().map_err(|_| DecodeError::Died)?;
     let (kept, mixed) = result?;
     let (hash, index) = hashed?;
-    Ok(Decoded { hash, index, kept, mixed })
+    Ok(Decoded {
+        hash,
+        index,
+        kept,
+        mixed,
+    })
 }
 
 fn decode(
@@ -158,7 +175,9 @@ fn decode(
         };
         piece.truncate(n);
         if let Some(skeleton) = &mut skeleton {
-            skeleton.push(&piece).map_err(|e| DecodeError::TreeWrong(e.to_string()))?;
+            skeleton
+                .push(&piece)
+                .map_err(|e| DecodeError::TreeWrong(e.to_string()))?;
         }
         let piece_range = pos..pos + n as u64;
         mixed |= nar.file.missing(piece_range.clone()) != std::slice::from_ref(&piece_range);
@@ -181,7 +200,11 @@ fn decode(
         }
         // Where the tree itself is in question, an offset says nothing until the end.
         if skeleton.is_some() {
-            if kept { nar.answer_satisfied() } else { nar.answer_unkept(pos, &piece) }
+            if kept {
+                nar.answer_satisfied()
+            } else {
+                nar.answer_unkept(pos, &piece)
+            }
         }
         pos += n as u64;
         if pieces.send(piece).is_err() {
@@ -190,7 +213,9 @@ fn decode(
         }
     }
     if let Some(skeleton) = skeleton {
-        skeleton.finish().map_err(|e| DecodeError::TreeWrong(e.to_string()))?;
+        skeleton
+            .finish()
+            .map_err(|e| DecodeError::TreeWrong(e.to_string()))?;
     }
     Ok((kept, mixed))
 }
@@ -203,7 +228,10 @@ fn hasher(
     check: &Check,
     nar_hash: NarHash,
     used: sync_mpsc::Sender<Vec<u8>>,
-) -> (sync_mpsc::SyncSender<Vec<u8>>, std::thread::JoinHandle<Hashed>) {
+) -> (
+    sync_mpsc::SyncSender<Vec<u8>>,
+    std::thread::JoinHandle<Hashed>,
+) {
     let (tx, rx) = sync_mpsc::sync_channel::<Vec<u8>>(HASH_QUEUE);
     let from_start = at.nar == 0;
     let mut indexer = matches!(check, Check::Index).then(NarIndexer::new);

@@ -24,7 +24,8 @@ impl Core {
             loop {
                 core.run_job(&nar).await;
                 let mut state = nar.state();
-                let wanted = state.complete_in.is_some() && (!nar.file.verified() || state.check.tree().is_none());
+                let wanted = state.complete_in.is_some()
+                    && (!nar.file.verified() || state.check.tree().is_none());
                 if state.waiters.is_empty() && !wanted {
                     state.job_runs = false;
                     return;
@@ -64,7 +65,11 @@ impl Core {
             let sources = nar.sources.usable();
             for (failed, source) in sources.iter().enumerate() {
                 // With another cache at hand, one that fails is left at once.
-                let patience = if sources.len() > failed + 1 { 1 } else { self.tries };
+                let patience = if sources.len() > failed + 1 {
+                    1
+                } else {
+                    self.tries
+                };
                 match self.one_source(nar, source, patience).await {
                     Ok(done) => return Ok(done),
                     Err(SourceFailed::Try(error)) => last = Some(error),
@@ -111,7 +116,9 @@ impl Core {
                         return Ok(Done::NobodyWaits);
                     }
                 }
-                Err(PassError::TreeWrong(reason)) => drop(self.distrust_tree(nar, substituter, reason)),
+                Err(PassError::TreeWrong(reason)) => {
+                    drop(self.distrust_tree(nar, substituter, reason))
+                }
                 Err(PassError::Damaged(reason)) => {
                     let error = StoreError::Damaged {
                         path: nar.path.clone(),
@@ -123,7 +130,9 @@ impl Core {
                 }
                 Err(PassError::OldContentWrong) => {
                     tracing::error!(path = %nar.path, "content kept earlier is damaged; dropped and fetched again");
-                    nar.file.discard().map_err(|e| SourceFailed::Stop(e.into()))?;
+                    nar.file
+                        .discard()
+                        .map_err(|e| SourceFailed::Stop(e.into()))?;
                     self.emit(Event::ContentDropped(nar.hash));
                 }
                 Err(PassError::Fetch(error)) => {
@@ -138,9 +147,18 @@ impl Core {
     }
 
     /// The tree came from a listing that the NAR contradicts: from now on the NAR is indexed.
-    pub(super) fn distrust_tree(&self, nar: &Nar, substituter: &str, reason: String) -> Arc<StoreError> {
+    pub(super) fn distrust_tree(
+        &self,
+        nar: &Nar,
+        substituter: &str,
+        reason: String,
+    ) -> Arc<StoreError> {
         let path = nar.path.clone();
-        let error = Arc::new(StoreError::ListingLies { path, substituter: substituter.to_owned(), reason });
+        let error = Arc::new(StoreError::ListingLies {
+            path,
+            substituter: substituter.to_owned(),
+            reason,
+        });
         self.note_nar_failure(nar, &error);
         nar.set_check(Check::Index);
         nar.set_access(Access::Stream);
@@ -176,8 +194,17 @@ impl Core {
     }
 
     /// Whether the NAR can be had from another source than `these`.
-    pub(super) async fn others_than(self: &Arc<Self>, nar: &Arc<Nar>, these: &[Arc<Source>]) -> bool {
-        let others = || nar.sources.usable().iter().any(|s| !these.iter().any(|t| Arc::ptr_eq(s, t)));
+    pub(super) async fn others_than(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        these: &[Arc<Source>],
+    ) -> bool {
+        let others = || {
+            nar.sources
+                .usable()
+                .iter()
+                .any(|s| !these.iter().any(|t| Arc::ptr_eq(s, t)))
+        };
         others() || (nar.sources.ask_others() && self.find_sources(nar).await && others())
     }
 
@@ -189,8 +216,11 @@ impl Core {
                 continue;
             }
             match self.narinfo_from(substituter, &nar.path).await {
-                Ok(Some(narinfo)) if narinfo.nar_hash == nar.hash && narinfo.nar_size == nar.size => {
-                    nar.sources.add(Arc::new(Source::new(substituter.clone(), &narinfo)));
+                Ok(Some(narinfo))
+                    if narinfo.nar_hash == nar.hash && narinfo.nar_size == nar.size =>
+                {
+                    nar.sources
+                        .add(Arc::new(Source::new(substituter.clone(), &narinfo)));
                     found = true;
                 }
                 Ok(_) => {}
@@ -222,5 +252,9 @@ fn quarantine_error(nar: &Nar) -> StoreError {
         .sources
         .quarantine_reason()
         .unwrap_or_else(|| ("no cache".into(), "no source is known".into()));
-    StoreError::Damaged { path: nar.path.clone(), substituter, reason }
+    StoreError::Damaged {
+        path: nar.path.clone(),
+        substituter,
+        reason,
+    }
 }

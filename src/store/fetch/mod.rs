@@ -23,6 +23,7 @@ mod on_disk;
 mod pass;
 mod pieces;
 mod retry;
+mod segments;
 mod source;
 
 use std::{
@@ -140,9 +141,16 @@ fn now_ms() -> u64 {
 }
 
 impl Nar {
-    pub fn new(path: StorePath, file: Arc<NarFile>, source: Arc<Source>, tree: Option<Arc<Tree>>) -> Self {
+    pub fn new(
+        path: StorePath,
+        file: Arc<NarFile>,
+        source: Arc<Source>,
+        tree: Option<Arc<Tree>>,
+    ) -> Self {
         // Without a tree nobody knows which part of the NAR to ask for.
-        let access = tree.as_ref().map_or(Access::Stream, |_| source.first_access());
+        let access = tree
+            .as_ref()
+            .map_or(Access::Stream, |_| source.first_access());
         Self {
             hash: file.hash(),
             size: file.size(),
@@ -169,7 +177,9 @@ impl Nar {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         // A panic while the lock is held is a bug in one fetch; the data stays consistent
         // because every critical section is a handful of assignments.
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn satisfied(&self, want: &Want) -> bool {
@@ -194,7 +204,13 @@ impl Nar {
     /// The most urgent lane that anybody needs this NAR in.
     fn lane(&self) -> Lane {
         let state = self.state();
-        state.waiters.iter().map(|w| w.lane).max().or(state.complete_in).unwrap_or(Lane::Background)
+        state
+            .waiters
+            .iter()
+            .map(|w| w.lane)
+            .max()
+            .or(state.complete_in)
+            .unwrap_or(Lane::Background)
     }
 
     /// Whether bytes are being fetched now.
@@ -247,7 +263,10 @@ impl Nar {
         let done: Vec<Waiter> = {
             let mut state = self.state();
             let doubts = state.check.tree().is_none();
-            state.waiters.extract_if(.., |w| fulfilled(&self.file, &w.want, doubts)).collect()
+            state
+                .waiters
+                .extract_if(.., |w| fulfilled(&self.file, &w.want, doubts))
+                .collect()
         };
         self.answer(done, |_| Ok(Delivered::OnDisk));
     }
@@ -256,16 +275,24 @@ impl Nar {
     fn answer_unkept(&self, at: u64, piece: &[u8]) {
         let done: Vec<Waiter> = {
             let mut state = self.state();
-            state.waiters.extract_if(.., |w| w.collect(at, piece, &self.file)).collect()
+            state
+                .waiters
+                .extract_if(.., |w| w.collect(at, piece, &self.file))
+                .collect()
         };
         self.answer(done, |w| {
-            let Some(unkept) = w.unkept.take() else { return Ok(Delivered::OnDisk) };
+            let Some(unkept) = w.unkept.take() else {
+                return Ok(Delivered::OnDisk);
+            };
             Ok(Delivered::Bytes(unkept.bytes))
         });
     }
 
     fn take_readers(&self) -> Vec<Waiter> {
-        self.state().waiters.extract_if(.., |w| matches!(w.want, Want::Bytes(_))).collect()
+        self.state()
+            .waiters
+            .extract_if(.., |w| matches!(w.want, Want::Bytes(_)))
+            .collect()
     }
 
     /// The tree of a path is wrong: who waits for bytes through it waits for the wrong ones.
@@ -288,9 +315,14 @@ impl Nar {
     fn answer_unkeepable(&self) {
         let in_vain: Vec<Waiter> = {
             let mut state = self.state();
-            state.waiters.extract_if(.., |w| w.want == Want::Verified).collect()
+            state
+                .waiters
+                .extract_if(.., |w| w.want == Want::Verified)
+                .collect()
         };
-        let error = Arc::new(StoreError::Unkept { path: self.path.clone() });
+        let error = Arc::new(StoreError::Unkept {
+            path: self.path.clone(),
+        });
         self.answer(in_vain, |_| Err(error.clone()));
     }
 
@@ -329,7 +361,9 @@ fn fulfilled(file: &NarFile, want: &Want, doubts: bool) -> bool {
 impl Waiter {
     /// Takes what this waiter needs from `piece`; true when it has everything.
     fn collect(&mut self, at: u64, piece: &[u8], file: &NarFile) -> bool {
-        let Want::Bytes(want) = &self.want else { return false };
+        let Want::Bytes(want) = &self.want else {
+            return false;
+        };
         let end = at + piece.len() as u64;
         let (from, to) = (want.start.max(at), want.end.min(end));
         if from >= to {
@@ -349,7 +383,9 @@ impl Waiter {
             if have.start > needed {
                 let gap = needed..have.start;
                 let into = (gap.start - want.start) as usize..(gap.end - want.start) as usize;
-                if !file.is_valid(gap.clone()) || file.read_at(&mut unkept.bytes[into], gap.start).is_err() {
+                if !file.is_valid(gap.clone())
+                    || file.read_at(&mut unkept.bytes[into], gap.start).is_err()
+                {
                     return false;
                 }
             }
@@ -438,7 +474,13 @@ impl Core {
             let mut state = nar.state();
             let id = state.next_id;
             state.next_id += 1;
-            state.waiters.push(Waiter { id, want: want.clone(), lane, unkept: None, answer });
+            state.waiters.push(Waiter {
+                id,
+                want: want.clone(),
+                lane,
+                unkept: None,
+                answer,
+            });
             id
         };
         let _enlisted = Enlisted { nar, id };
@@ -448,7 +490,8 @@ impl Core {
         nar.waiters_changed.notify_one();
         nar.progress_ms.fetch_max(now_ms(), Relaxed);
         loop {
-            let quiet = Duration::from_millis(now_ms().saturating_sub(nar.progress_ms.load(Relaxed)));
+            let quiet =
+                Duration::from_millis(now_ms().saturating_sub(nar.progress_ms.load(Relaxed)));
             let left = self.settings.read_timeout.saturating_sub(quiet);
             let left = left.min(self.settings.request_cap.saturating_sub(begun.elapsed()));
             if left.is_zero() {

@@ -34,7 +34,9 @@ impl Core {
     /// what was verified: they are dropped.
     pub(super) async fn index_on_disk(self: &Arc<Self>, nar: &Arc<Nar>) -> Result<(), StoreError> {
         let file = nar.file.clone();
-        let image = tokio::task::spawn_blocking(move || index(&file)).await.map_err(|_| StoreError::Stopping)?;
+        let image = tokio::task::spawn_blocking(move || index(&file))
+            .await
+            .map_err(|_| StoreError::Stopping)?;
         match image {
             Ok(image) => self.adopt_index(nar, &image).await,
             Err(error) => {
@@ -65,7 +67,10 @@ pub(crate) fn look_at(file: &NarFile, tree: Option<&Arc<Tree>>) -> Result<Seen, 
     if let Some(Err(error)) = skeleton.map(SkeletonCheck::finish) {
         mismatch = Some(error.to_string());
     }
-    Ok(Seen { hash: hasher.finish(), mismatch })
+    Ok(Seen {
+        hash: hasher.finish(),
+        mismatch,
+    })
 }
 
 fn index(file: &NarFile) -> Result<Vec<u8>, String> {

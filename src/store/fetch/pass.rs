@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Access, Check, Nar, Source, decode, retry::wait_after};
+use super::{Access, Check, Nar, Source, decode, retry::wait_after, segments::Segments};
 use crate::{
     codec::{self, Checkpoint, Probe},
     nix::Compression,
-    store::{Core, StoreError, lanes::Transfer, settings::Verify},
-    substituter::{Deadline, FetchError, NarBody},
+    store::{Core, Lane, StoreError, lanes::Transfer, settings::Verify},
+    substituter::{Deadline, FetchError},
 };
 
 /// NARs below this are streamed even if they could be reached at random: their whole stream
@@ -92,25 +92,37 @@ impl Core {
             None => {
                 let seen = self.look_at(nar).await.map_err(PassError::Local)?;
                 match seen.mismatch {
-                    Some(reason) if seen.hash == nar.hash => return Err(PassError::TreeWrong(reason)),
+                    Some(reason) if seen.hash == nar.hash => {
+                        return Err(PassError::TreeWrong(reason));
+                    }
                     _ => seen.hash,
                 }
             }
         };
         if hash != nar.hash {
-            return Err(PassError::Damaged(format!("its hash is {hash}, the narinfo says {}", nar.hash)));
+            return Err(PassError::Damaged(format!(
+                "its hash is {hash}, the narinfo says {}",
+                nar.hash
+            )));
         }
-        if decoded.mixed && decoded.kept && self.look_at(nar).await.map_err(PassError::Local)?.hash != nar.hash {
+        if decoded.mixed
+            && decoded.kept
+            && self.look_at(nar).await.map_err(PassError::Local)?.hash != nar.hash
+        {
             return Err(PassError::OldContentWrong);
         }
         if let Some(image) = decoded.index.filter(|_| indexing) {
-            self.adopt_index(nar, &image).await.map_err(PassError::Local)?;
+            self.adopt_index(nar, &image)
+                .await
+                .map_err(PassError::Local)?;
             nar.answer_satisfied();
         }
         if !decoded.kept {
             return Ok(End::Unkept);
         }
-        nar.file.mark_verified().map_err(|e| PassError::Local(e.into()))?;
+        nar.file
+            .mark_verified()
+            .map_err(|e| PassError::Local(e.into()))?;
         Ok(End::Verified)
     }
 
@@ -132,12 +144,18 @@ impl Core {
         loop {
             my_turn(nar, &mut transfer).await;
             tracing::debug!(path = %nar.path, lane = ?nar.lane(), offset, "opening");
-            let opened = source.open_from(offset, validator.as_deref(), self.open_deadline()).await;
+            let opened = Segments::open(
+                source,
+                offset,
+                validator.clone(),
+                self.settings.read_timeout,
+            )
+            .await;
             let error = match opened {
                 Err(error) => error,
                 Ok(mut body) => {
-                    validator = body.validator.take().or(validator);
-                    let mut skip = offset.saturating_sub(body.start);
+                    validator = body.validator().cloned();
+                    let mut skip = offset.saturating_sub(body.start());
                     loop {
                         my_turn(nar, &mut transfer).await;
                         match next_chunk(nar, &mut transfer, &mut body).await {
@@ -156,8 +174,12 @@ impl Core {
                                 if offset == from {
                                     tracing::debug!(path = %nar.path, "first bytes");
                                 }
-                                if offset == 0 && probe.is_due(nar, source, &chunk, self.settings.verify) {
-                                    probe = Probing::Runs(self.clone().probe(nar.clone(), source.clone()));
+                                if offset == 0
+                                    && probe.is_due(nar, source, &chunk, self.settings.verify)
+                                {
+                                    probe = Probing::Runs(
+                                        self.clone().probe(nar.clone(), source.clone()),
+                                    );
                                 }
                                 offset += chunk.len() as u64;
                                 // What was only skipped is no progress.
@@ -179,7 +201,9 @@ impl Core {
             transfer.set_flows(false);
             failures += 1;
             progress = 0;
-            let Some(wait) = wait_after(&error, failures, patience) else { return Err(error) };
+            let Some(wait) = wait_after(&error, failures, patience) else {
+                return Err(error);
+            };
             tracing::info!(path = %nar.path, substituter = source.substituter.name(), %error, offset, "resuming");
             tokio::time::sleep(wait).await;
         }
@@ -196,7 +220,11 @@ impl Core {
         runtime.spawn(async move {
             let mut tail = PROBE_TAIL;
             loop {
-                let (size, bytes) = match source.substituter.nar_tail(&source.url, tail, self.open_deadline()).await {
+                let (size, bytes) = match source
+                    .substituter
+                    .nar_tail(&source.url, tail, self.open_deadline())
+                    .await
+                {
                     Ok(found) => found,
                     Err(error) => {
                         tracing::debug!(path = %nar.path, %error, "no tail, no random access");
@@ -205,7 +233,9 @@ impl Core {
                 };
                 match codec::probe(source.compression, size, &bytes) {
                     Ok(Probe::Need { tail: more }) if more > tail => tail = more,
-                    Ok(Probe::Table(table)) if table.nar_size() == nar.size && table.blocks().len() > 1 => {
+                    Ok(Probe::Table(table))
+                        if table.nar_size() == nar.size && table.blocks().len() > 1 =>
+                    {
                         nar.set_access(Access::Blocks(Arc::new(table), source));
                         nar.waiters_changed.notify_one();
                         return;
@@ -272,11 +302,12 @@ async fn my_turn(nar: &Nar, transfer: &mut Transfer<'_>) {
 async fn next_chunk(
     nar: &Nar,
     transfer: &mut Transfer<'_>,
-    body: &mut NarBody,
+    body: &mut Segments,
 ) -> Result<Option<bytes::Bytes>, FetchError> {
     // One call until it is done: the time of one that is dropped does not count as a stall, and
     // readers may come and go more often than a stall lasts.
-    let chunk = body.next();
+    let ahead = transfer.may_go();
+    let chunk = body.next(ahead, nar.lane() == Lane::Demand);
     let silence = tokio::time::sleep(FALLS_SILENT);
     tokio::pin!(chunk, silence);
     let mut silent = false;
@@ -298,9 +329,16 @@ fn starting_point(nar: &Nar, source: &Source, check: &Check) -> Checkpoint {
     if check.tree().is_none() {
         return Checkpoint::START;
     }
-    let first_missing = nar.file.missing(0..nar.size).first().map_or(0, |gap| gap.start);
+    let first_missing = nar
+        .file
+        .missing(0..nar.size)
+        .first()
+        .map_or(0, |gap| gap.start);
     match source.compression {
-        Compression::None if !source.no_ranges() => Checkpoint { packed: first_missing, nar: first_missing },
+        Compression::None if !source.no_ranges() => Checkpoint {
+            packed: first_missing,
+            nar: first_missing,
+        },
         _ => source.checkpoint_before(&nar.file, first_missing),
     }
 }

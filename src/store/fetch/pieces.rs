@@ -13,7 +13,10 @@ use futures_util::{
 };
 use tokio::sync::watch;
 
-use super::{Access, Check, Delivered, Nar, Source, Want, on_disk::Seen, pass::FALLS_SILENT, retry::wait_after};
+use super::{
+    Access, Check, Delivered, Nar, Source, Want, on_disk::Seen, pass::FALLS_SILENT,
+    retry::wait_after,
+};
 use crate::{
     codec::BlockTable,
     content::ContentError,
@@ -76,7 +79,9 @@ impl Core {
         want: &Want,
         lane: Lane,
     ) -> Option<Result<Delivered, StoreError>> {
-        let Want::Bytes(range) = want else { return None };
+        let Want::Bytes(range) = want else {
+            return None;
+        };
         if matches!(nar.access(), Access::Stream) || matches!(nar.check(), Check::Index) {
             return None;
         }
@@ -110,7 +115,11 @@ impl Core {
     }
 
     fn piece_timed_out(&self, nar: &Nar, waited: Duration) -> StoreError {
-        StoreError::TimedOut { path: nar.path.clone(), what: "its bytes", waited }
+        StoreError::TimedOut {
+            path: nar.path.clone(),
+            what: "its bytes",
+            waited,
+        }
     }
 
     /// Starts what is missing of `range` and joins what is under way.
@@ -144,14 +153,21 @@ impl Core {
         Some(
             needed
                 .map(|p| {
-                    p.urgency.send_if_modified(|l| std::mem::replace(l, (*l).max(lane)) < lane);
+                    p.urgency
+                        .send_if_modified(|l| std::mem::replace(l, (*l).max(lane)) < lane);
                     p.outcome.clone()
                 })
                 .collect(),
         )
     }
 
-    fn start_piece(self: &Arc<Self>, nar: &Arc<Nar>, access: Access, range: Range<u64>, lane: Lane) -> Piece {
+    fn start_piece(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        access: Access,
+        range: Range<u64>,
+        lane: Lane,
+    ) -> Piece {
         let (urgency, lane) = watch::channel(lane);
         let (core, owner, piece) = (self.clone(), nar.clone(), range.clone());
         let task = self.runtime.spawn(async move {
@@ -160,8 +176,15 @@ impl Core {
             outcome
         });
         let stopping = |_| Err(Arc::new(PieceError::Failed(Arc::new(StoreError::Stopping))));
-        let outcome = task.map(move |joined| joined.unwrap_or_else(stopping)).boxed().shared();
-        Piece { range, urgency, outcome }
+        let outcome = task
+            .map(move |joined| joined.unwrap_or_else(stopping))
+            .boxed()
+            .shared();
+        Piece {
+            range,
+            urgency,
+            outcome,
+        }
     }
 
     /// One request, tried at every source that can serve it.
@@ -180,32 +203,46 @@ impl Core {
             Access::Ranges => (nar.sources.usable(), range.clone()),
             Access::Blocks(table, source) => {
                 let blocks = table.covering(range.clone());
-                let Some((first, last)) = blocks.first().zip(blocks.last()) else { return no_way() };
+                let Some((first, last)) = blocks.first().zip(blocks.last()) else {
+                    return no_way();
+                };
                 (vec![source.clone()], first.packed.start..last.packed.end)
             }
         };
         let mut last_error = None;
         let mut failed_at = Vec::new();
         for source in sources {
-            if matches!(access, Access::Ranges) && !matches!(source.first_access(), Access::Ranges) {
+            if matches!(access, Access::Ranges) && !matches!(source.first_access(), Access::Ranges)
+            {
                 continue;
             }
             failed_at.push(source.clone());
             let generation = nar.file.generation();
-            match self.get_range(nar, &source, packed.clone(), &mut transfer, lane.clone()).await {
+            match self
+                .get_range(nar, &source, packed.clone(), &mut transfer, lane.clone())
+                .await
+            {
                 Ok(None) => return no_way(),
                 Ok(Some(bytes)) => match access {
                     Access::Blocks(table, _) => {
                         let table = table.clone();
                         let (blocks, from) = (range.clone(), packed.start);
-                        let decoded =
-                            tokio::task::spawn_blocking(move || decode_blocks(&table, blocks, from, &bytes)).await;
+                        let decoded = tokio::task::spawn_blocking(move || {
+                            decode_blocks(&table, blocks, from, &bytes)
+                        })
+                        .await;
                         match decoded {
-                            Ok(Ok(bytes)) => return self.keep(nar, generation, range.start, bytes.into()),
+                            Ok(Ok(bytes)) => {
+                                return self.keep(nar, generation, range.start, bytes.into());
+                            }
                             Ok(Err(reason)) => {
                                 let substituter = source.substituter.name().to_owned();
                                 let path = nar.path.clone();
-                                let error = StoreError::Damaged { path, substituter, reason };
+                                let error = StoreError::Damaged {
+                                    path,
+                                    substituter,
+                                    reason,
+                                };
                                 self.quarantine(nar, &source, &error);
                                 return match self.others_than(nar, &[source]).await {
                                     true => no_way(),
@@ -228,7 +265,10 @@ impl Core {
                 no_way()
             }
             Some(error) => {
-                let error = StoreError::Fetch { path: nar.path.clone(), source: Arc::new(error) };
+                let error = StoreError::Fetch {
+                    path: nar.path.clone(),
+                    source: Arc::new(error),
+                };
                 self.note_nar_failure(nar, &error);
                 failed(error)
             }
@@ -248,7 +288,10 @@ impl Core {
         let wanted = (packed.end - packed.start) as usize;
         let mut failures = 0;
         loop {
-            let error = match self.try_range(nar, source, &packed, wanted, transfer, &mut lane).await {
+            let error = match self
+                .try_range(nar, source, &packed, wanted, transfer, &mut lane)
+                .await
+            {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => error,
             };
@@ -259,7 +302,9 @@ impl Core {
                 return Ok(None);
             }
             failures += 1;
-            let Some(wait) = wait_after(&error, failures, self.tries) else { return Err(error) };
+            let Some(wait) = wait_after(&error, failures, self.tries) else {
+                return Err(error);
+            };
             tokio::time::sleep(wait).await;
         }
     }
@@ -274,7 +319,15 @@ impl Core {
         lane: &mut watch::Receiver<Lane>,
     ) -> Result<Option<Bytes>, FetchError> {
         wait_turn(transfer, lane).await;
-        let mut body = source.substituter.nar(&source.url, Some(packed.clone()), None, self.open_deadline()).await?;
+        let mut body = source
+            .substituter
+            .nar(
+                &source.url,
+                Some(packed.clone()),
+                None,
+                self.open_deadline(),
+            )
+            .await?;
         if body.start != packed.start || body.encoding.is_some() {
             source.set_no_ranges();
             return Ok(None);
@@ -302,7 +355,9 @@ impl Core {
         transfer.set_flows(false);
         bytes.truncate(wanted);
         if bytes.len() < wanted {
-            return Err(source.substituter.cut_off(&source.url, bytes.len() as u64, wanted as u64));
+            return Err(source
+                .substituter
+                .cut_off(&source.url, bytes.len() as u64, wanted as u64));
         }
         Ok(Some(bytes.into()))
     }
@@ -343,7 +398,8 @@ impl Core {
         loop {
             let gaps = nar.file.missing(0..nar.size);
             let Some(first) = gaps.first() else { break };
-            let next = first.start..(first.start + LARGEST * COMPLETING_AT_ONCE as u64).min(first.end);
+            let next =
+                first.start..(first.start + LARGEST * COMPLETING_AT_ONCE as u64).min(first.end);
             match self.ensure_pieces(nar, &Want::Bytes(next), lane).await {
                 Some(Ok(Delivered::OnDisk)) => {}
                 // Not kept, or failed: nothing that trying again at once would change. The
@@ -371,7 +427,8 @@ impl Core {
 
     fn verify_in_background(self: &Arc<Self>, nar: &Arc<Nar>) {
         let (core, nar) = (self.clone(), nar.clone());
-        self.runtime.spawn(async move { core.verify_complete(&nar).await });
+        self.runtime
+            .spawn(async move { core.verify_complete(&nar).await });
     }
 
     /// Hashes a NAR whose bytes all came by pieces.
@@ -384,7 +441,10 @@ impl Core {
         }
         match self.look_at(nar).await {
             // All of it is right, but the tree: compiled anew, from the disk.
-            Ok(Seen { hash, mismatch: Some(reason) }) if hash == nar.hash => {
+            Ok(Seen {
+                hash,
+                mismatch: Some(reason),
+            }) if hash == nar.hash => {
                 let source = nar.sources.first();
                 let name = source.as_ref().map_or("", |s| s.substituter.name());
                 drop(self.distrust_tree(nar, name, reason));
@@ -425,7 +485,10 @@ impl Core {
 fn no_use_of_ranges(failure: &FetchFailure) -> bool {
     matches!(
         failure,
-        FetchFailure::NoRanges | FetchFailure::OutOfRange { .. } | FetchFailure::Protocol(_) | FetchFailure::Changed
+        FetchFailure::NoRanges
+            | FetchFailure::OutOfRange { .. }
+            | FetchFailure::Protocol(_)
+            | FetchFailure::Changed
     )
 }
 
@@ -477,7 +540,12 @@ fn without_in_flight(gap: Range<u64>, pieces: &InFlight) -> Vec<Range<u64>> {
     for piece in &pieces.0 {
         free = free
             .into_iter()
-            .flat_map(|f| [f.start..f.end.min(piece.range.start), f.start.max(piece.range.end)..f.end])
+            .flat_map(|f| {
+                [
+                    f.start..f.end.min(piece.range.start),
+                    f.start.max(piece.range.end)..f.end,
+                ]
+            })
             .filter(|f| f.start < f.end)
             .collect();
     }
@@ -504,11 +572,18 @@ fn split(range: Range<u64>, access: &Access) -> Vec<Range<u64>> {
     }
 }
 
-fn decode_blocks(table: &BlockTable, range: Range<u64>, from: u64, bytes: &[u8]) -> Result<Vec<u8>, String> {
+fn decode_blocks(
+    table: &BlockTable,
+    range: Range<u64>,
+    from: u64,
+    bytes: &[u8],
+) -> Result<Vec<u8>, String> {
     let mut out = Vec::with_capacity((range.end - range.start) as usize);
     for block in table.covering(range) {
         let packed = (block.packed.start - from) as usize..(block.packed.end - from) as usize;
-        let packed = bytes.get(packed).ok_or("its block table points outside the file")?;
+        let packed = bytes
+            .get(packed)
+            .ok_or("its block table points outside the file")?;
         out.extend(table.decode(block, packed).map_err(|e| e.to_string())?);
     }
     Ok(out)
@@ -522,10 +597,15 @@ fn assemble(nar: &Nar, range: &Range<u64>, unkept: &[Arc<Unkept>]) -> Result<Vec
         nar.file.read_at(&mut out[into], gap.start)?;
     }
     for piece in unkept {
-        let (from, to) = (range.start.max(piece.at), range.end.min(piece.at + piece.bytes.len() as u64));
+        let (from, to) = (
+            range.start.max(piece.at),
+            range.end.min(piece.at + piece.bytes.len() as u64),
+        );
         if from < to {
             let into = (from - range.start) as usize..(to - range.start) as usize;
-            out[into].copy_from_slice(&piece.bytes[(from - piece.at) as usize..(to - piece.at) as usize]);
+            out[into].copy_from_slice(
+                &piece.bytes[(from - piece.at) as usize..(to - piece.at) as usize],
+            );
         }
     }
     Ok(out)

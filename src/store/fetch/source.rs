@@ -1,6 +1,7 @@
 //! Where a NAR can be had: one source for each cache that has it, good ones first.
 
 use std::{
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -28,6 +29,8 @@ pub(crate) struct Source {
     pub substituter: Substituter,
     pub url: String,
     pub compression: Compression,
+    /// Bytes of the packed file, where the narinfo says so.
+    pub file_size: Option<u64>,
     /// The cache answered a range with the whole file.
     no_ranges: AtomicBool,
     damaged: Mutex<Option<(Instant, String)>>,
@@ -44,20 +47,23 @@ impl Source {
             substituter,
             url: narinfo.url.clone(),
             compression: narinfo.compression,
+            file_size: narinfo.file_size,
             no_ranges: AtomicBool::new(false),
             damaged: Mutex::new(None),
         }
     }
 
-    /// Its file from `offset` on.
-    pub(super) async fn open_from(
+    /// Bytes of its file; an end of `u64::MAX` means all behind the start.
+    pub(super) async fn open(
         &self,
-        offset: u64,
-        validator: Option<&str>,
+        range: Range<u64>,
+        validator: Option<String>,
         deadline: Deadline,
     ) -> Result<NarBody, FetchError> {
-        let range = (offset > 0).then_some(offset..u64::MAX);
-        self.substituter.nar(&self.url, range, validator, deadline).await
+        let range = (range != (0..u64::MAX)).then_some(range);
+        self.substituter
+            .nar(&self.url, range, validator.as_deref(), deadline)
+            .await
     }
 
     /// How to begin: a block table is only looked for once the stream hints at one.
@@ -85,7 +91,10 @@ impl Source {
     /// Why it is not asked now, if so.
     pub fn quarantined(&self) -> Option<String> {
         let damaged = self.damaged();
-        damaged.as_ref().filter(|(when, _)| when.elapsed() < QUARANTINE).map(|(_, reason)| reason.clone())
+        damaged
+            .as_ref()
+            .filter(|(when, _)| when.elapsed() < QUARANTINE)
+            .map(|(_, reason)| reason.clone())
     }
 
     /// Tells this very file from any other of the same NAR, whose frames begin elsewhere.
@@ -130,7 +139,10 @@ pub(crate) struct Sources {
 
 impl Sources {
     pub(super) fn new(first: Arc<Source>) -> Self {
-        Self { list: Mutex::new(vec![first]), asked_all: AtomicBool::new(false) }
+        Self {
+            list: Mutex::new(vec![first]),
+            asked_all: AtomicBool::new(false),
+        }
     }
 
     fn list(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Source>>> {
@@ -144,13 +156,18 @@ impl Sources {
 
     /// All that may be asked now.
     pub(super) fn usable(&self) -> Vec<Arc<Source>> {
-        self.list().iter().filter(|s| s.quarantined().is_none()).cloned().collect()
+        self.list()
+            .iter()
+            .filter(|s| s.quarantined().is_none())
+            .cloned()
+            .collect()
     }
 
     /// Why nothing may be asked now.
     pub(super) fn quarantine_reason(&self) -> Option<(String, String)> {
         let list = self.list();
-        list.iter().find_map(|s| Some((s.substituter.name().to_owned(), s.quarantined()?)))
+        list.iter()
+            .find_map(|s| Some((s.substituter.name().to_owned(), s.quarantined()?)))
     }
 
     /// Whether the other caches still have to be asked for this NAR; says so once.
@@ -169,7 +186,9 @@ impl Sources {
     }
 
     pub(super) fn has(&self, substituter: &Substituter) -> bool {
-        self.list().iter().any(|s| s.substituter.name() == substituter.name())
+        self.list()
+            .iter()
+            .any(|s| s.substituter.name() == substituter.name())
     }
 
     /// Another cache has it too.

@@ -2,7 +2,10 @@
 
 use object::{
     Endianness,
-    elf::{DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, ELFCLASS32, ELFCLASS64, FileClass, FileHeader32, FileHeader64, PT_LOAD},
+    elf::{
+        DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, ELFCLASS32, ELFCLASS64, FileClass,
+        FileHeader32, FileHeader64, PT_LOAD,
+    },
     read::elf::{Dyn, FileHeader, ProgramHeader},
 };
 
@@ -42,11 +45,18 @@ fn read<E: FileHeader<Endian = Endianness>>(image: &[u8]) -> Option<Needs> {
         if let Ok(Some(interpreter)) = segment.interpreter(endian, image) {
             needs.interpreter = text(interpreter);
         }
-        let Ok(Some(entries)) = segment.dynamic(endian, image) else { continue };
+        let Ok(Some(entries)) = segment.dynamic(endian, image) else {
+            continue;
+        };
         let entries = &entries[..entries.len().min(MAX_DYNAMIC)];
         let value = |entry: &E::Dyn| entry.d_val(endian).into();
-        let strings = entries.iter().find(|e| e.d_tag(endian) == DT_STRTAB).map(value);
-        let Some(strings) = strings.and_then(|address| offset_of(segments, endian, address)) else { continue };
+        let strings = entries
+            .iter()
+            .find(|e| e.d_tag(endian) == DT_STRTAB)
+            .map(value);
+        let Some(strings) = strings.and_then(|address| offset_of(segments, endian, address)) else {
+            continue;
+        };
         let string = |entry: &E::Dyn| {
             let start = usize::try_from(strings.checked_add(value(entry))?).ok()?;
             text(image.get(start..)?.split(|b| *b == 0).next()?)
@@ -56,7 +66,12 @@ fn read<E: FileHeader<Endian = Endianness>>(image: &[u8]) -> Option<Needs> {
                 DT_NEEDED => needs.libraries.extend(string(entry)),
                 DT_RPATH | DT_RUNPATH => {
                     let directories = string(entry).unwrap_or_default();
-                    needs.search.extend(directories.split(':').filter(|d| !d.is_empty()).map(str::to_owned));
+                    needs.search.extend(
+                        directories
+                            .split(':')
+                            .filter(|d| !d.is_empty())
+                            .map(str::to_owned),
+                    );
                 }
                 _ => {}
             }
@@ -66,13 +81,20 @@ fn read<E: FileHeader<Endian = Endianness>>(image: &[u8]) -> Option<Needs> {
 }
 
 /// Where in the file an address lies.
-fn offset_of<P: ProgramHeader<Endian = Endianness>>(segments: &[P], endian: Endianness, address: u64) -> Option<u64> {
-    segments.iter().filter(|s| s.p_type(endian) == PT_LOAD).find_map(|s| {
-        let (start, size): (u64, u64) = (s.p_vaddr(endian).into(), s.p_filesz(endian).into());
-        let within = address.checked_sub(start).filter(|within| *within < size)?;
-        let offset: u64 = s.p_offset(endian).into();
-        offset.checked_add(within)
-    })
+fn offset_of<P: ProgramHeader<Endian = Endianness>>(
+    segments: &[P],
+    endian: Endianness,
+    address: u64,
+) -> Option<u64> {
+    segments
+        .iter()
+        .filter(|s| s.p_type(endian) == PT_LOAD)
+        .find_map(|s| {
+            let (start, size): (u64, u64) = (s.p_vaddr(endian).into(), s.p_filesz(endian).into());
+            let within = address.checked_sub(start).filter(|within| *within < size)?;
+            let offset: u64 = s.p_offset(endian).into();
+            offset.checked_add(within)
+        })
 }
 
 fn text(bytes: &[u8]) -> Option<String> {
@@ -88,7 +110,10 @@ mod tests {
     fn reads_its_own_image() {
         let image = std::fs::read("/proc/self/exe").unwrap();
         let needs = needs(&image).unwrap();
-        assert!(needs.libraries.iter().any(|l| l.starts_with("libc.so")), "{needs:?}");
+        assert!(
+            needs.libraries.iter().any(|l| l.starts_with("libc.so")),
+            "{needs:?}"
+        );
         assert!(needs.interpreter.unwrap().contains("ld-linux"));
     }
 

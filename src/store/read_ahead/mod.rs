@@ -8,8 +8,9 @@
 //! loader is about to open.
 //!
 //! What a program loads later by itself (Python's extension modules, an image tool's coders) it
-//! has in its own store path. Once that is here, what these modules name is fetched too, within
-//! [`MODULES_BUDGET`].
+//! has in its own store path. Once that is here, what these modules name is fetched too if it is
+//! [small](SMALL_FILE): less on the link than the round trip it saves. Fetching the large ones
+//! too cost a start more time than it saved, measured with python3.11.
 
 mod elf;
 
@@ -31,8 +32,9 @@ use crate::{
 const LARGEST_IMAGE: u64 = 64 << 20;
 /// Modules above this are not looked into, in bytes: modules are small, and there may be many.
 const LARGEST_MODULE: u64 = 4 << 20;
-/// Most that is fetched because a program's modules name it, in bytes of NARs.
-const MODULES_BUDGET: u64 = 32 << 20;
+/// What a module names is fetched before it is asked for if it comes in so many bytes: less than
+/// a link of 100 Mbit/s carries in a round trip of 20 ms.
+const SMALL_FILE: u64 = 128 << 10;
 /// Links followed for one name; as many as the kernel follows.
 const MAX_LINKS: u32 = 40;
 /// Longest first line of a script, in bytes, as the kernel has it (`BINPRM_BUF_SIZE`).
@@ -44,7 +46,10 @@ pub(super) struct Examined(Mutex<HashSet<(Slot, EntryIndex)>>);
 
 impl Examined {
     fn first_time(&self, slot: Slot, entry: EntryIndex) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((slot, entry))
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert((slot, entry))
     }
 }
 
@@ -64,13 +69,14 @@ impl Core {
 
     /// Fetches what a file names, and then what its modules name if it is a program.
     async fn follow(self: Arc<Self>, first: Target) {
-        self.fetch_named(vec![first.clone()]).await;
+        self.fetch_named(vec![first.clone()], u64::MAX).await;
         let modules = self.named_by_modules(first).await;
-        self.fetch_named(modules).await;
+        self.fetch_named(modules, SMALL_FILE).await;
     }
 
-    /// Fetches files and what they name, breadth first as a loader does.
-    async fn fetch_named(self: &Arc<Self>, targets: Vec<Target>) {
+    /// Fetches files and what they name, breadth first as a loader does, in NARs of at most
+    /// `largest` packed bytes.
+    async fn fetch_named(self: &Arc<Self>, targets: Vec<Target>, largest: u64) {
         // What a file names can't be known before it is here; the files of one generation come
         // side by side, and each that has come brings its own names in.
         let mut running = tokio::task::JoinSet::new();
@@ -78,12 +84,15 @@ impl Core {
             let core = self.clone();
             async move { core.named_by(target).await }
         };
-        for target in targets {
+        for target in targets
+            .into_iter()
+            .filter(|(path, _)| path.packed_size() <= largest)
+        {
             running.spawn(step(target));
         }
         while let Some(found) = running.join_next().await {
             for (path, entry) in found.unwrap_or_default() {
-                if self.examined.first_time(path.slot, entry) {
+                if path.packed_size() <= largest && self.examined.first_time(path.slot, entry) {
                     running.spawn(step((path, entry)));
                 }
             }
@@ -92,20 +101,30 @@ impl Core {
 
     /// Brings a file and says which files it names.
     async fn named_by(self: &Arc<Self>, (path, entry): Target) -> Vec<Target> {
-        let Some(image) = self.bring(&path, entry).await else { return Vec::new() };
+        let Some(image) = self.bring(&path, entry).await else {
+            return Vec::new();
+        };
         let directory = path.tree.path_of(path.tree.parent(entry));
-        let origin = format!("{}/{}", path.store_path.absolute(), String::from_utf8_lossy(&directory));
+        let origin = format!(
+            "{}/{}",
+            path.store_path.absolute(),
+            String::from_utf8_lossy(&directory)
+        );
         let mut found = Vec::new();
         if let Some(interpreter) = shebang(&image) {
             found.extend(self.resolve(interpreter).await);
         }
-        let Some(needs) = elf::needs(&image) else { return found };
+        let Some(needs) = elf::needs(&image) else {
+            return found;
+        };
         if let Some(interpreter) = &needs.interpreter {
             found.extend(self.resolve(interpreter).await);
         }
         let mut directories = Vec::new();
         for search in &needs.search {
-            let search = search.replace("$ORIGIN", &origin).replace("${ORIGIN}", &origin);
+            let search = search
+                .replace("$ORIGIN", &origin)
+                .replace("${ORIGIN}", &origin);
             directories.extend(self.resolve(&search).await);
         }
         for library in &needs.libraries {
@@ -119,48 +138,54 @@ impl Core {
         found
     }
 
-    /// What the modules of a program name that is not here yet, within the budget.
+    /// The files that the modules of a program name.
     async fn named_by_modules(self: &Arc<Self>, (path, entry): Target) -> Vec<Target> {
         let mut found = Vec::new();
-        let Some(image) = self.bring(&path, entry).await else { return found };
+        let Some(image) = self.bring(&path, entry).await else {
+            return found;
+        };
         let is_program = elf::needs(&image).is_some_and(|needs| needs.interpreter.is_some());
-        let Ok(nar) = self.nar_of(&path) else { return found };
+        let Ok(nar) = self.nar_of(&path) else {
+            return found;
+        };
         // Where parts can be fetched apart, the modules that are used come when they are.
         if !is_program || !nar.is_streamed() {
             return found;
         }
-        if self.ensure(&nar, Want::Verified, Lane::Background).await.is_err() {
+        if self
+            .ensure(&nar, Want::Verified, Lane::Background)
+            .await
+            .is_err()
+        {
             return found;
         }
-        let mut budget = MODULES_BUDGET;
-        let mut nars = HashSet::from([path.nar_hash]);
         for module in (0..path.tree.len()).map(EntryIndex) {
-            let small = match path.tree.node(module) {
+            let looked_into = match path.tree.node(module) {
                 Some(Node::Regular { size, .. }) => size <= LARGEST_MODULE,
                 _ => false,
             };
             let is_library = path.tree.name(module).windows(3).any(|part| part == b".so");
-            if !small || !is_library || !self.examined.first_time(path.slot, module) {
+            if !looked_into || !is_library {
                 continue;
             }
-            for (library, file) in self.named_by((path.clone(), module)).await {
-                if nars.insert(library.nar_hash) && library.nar_size <= budget {
-                    budget -= library.nar_size;
-                    found.push((library, file));
-                }
-            }
+            found.extend(self.named_by((path.clone(), module)).await);
         }
         found
     }
 
     /// The whole of a file, fetched in the read-ahead lane.
     async fn bring(self: &Arc<Self>, path: &Arc<Path>, entry: EntryIndex) -> Option<Vec<u8>> {
-        let Some(Node::Regular { size, offset, .. }) = path.tree.node(entry) else { return None };
+        let Some(Node::Regular { size, offset, .. }) = path.tree.node(entry) else {
+            return None;
+        };
         if size == 0 || size > LARGEST_IMAGE {
             return None;
         }
         let nar = self.nar_of(path).ok()?;
-        match self.ensure(&nar, Want::Bytes(offset..offset + size), Lane::ReadAhead).await {
+        match self
+            .ensure(&nar, Want::Bytes(offset..offset + size), Lane::ReadAhead)
+            .await
+        {
             Ok(Delivered::Bytes(image)) => Some(image),
             Ok(Delivered::OnDisk) => {
                 let mut image = vec![0; usize::try_from(size).ok()?];
@@ -210,7 +235,9 @@ impl Core {
                 },
                 Node::Symlink { target } => {
                     links += 1;
-                    let target = std::str::from_utf8(target).ok().filter(|_| links <= MAX_LINKS)?;
+                    let target = std::str::from_utf8(target)
+                        .ok()
+                        .filter(|_| links <= MAX_LINKS)?;
                     if target.starts_with('/') {
                         let (store_path, rest) = StorePath::parse_with_rest(target).ok()?;
                         left.extend(parts(rest));
@@ -228,13 +255,20 @@ impl Core {
 
 /// The names in a relative path, the last one first.
 fn parts(relative: &str) -> Vec<String> {
-    relative.split('/').filter(|p| !p.is_empty() && *p != ".").rev().map(str::to_owned).collect()
+    relative
+        .split('/')
+        .filter(|p| !p.is_empty() && *p != ".")
+        .rev()
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The interpreter in a script's first line.
 fn shebang(image: &[u8]) -> Option<&str> {
     let line = image.strip_prefix(b"#!")?;
-    let line = line[..line.len().min(SHEBANG)].split(|b| *b == b'\n').next()?;
+    let line = line[..line.len().min(SHEBANG)]
+        .split(|b| *b == b'\n')
+        .next()?;
     std::str::from_utf8(line).ok()?.split_whitespace().next()
 }
 
@@ -244,7 +278,10 @@ mod tests {
 
     #[test]
     fn reads_the_interpreter_of_a_script() {
-        assert_eq!(shebang(b"#! /nix/store/x/bin/sh -e\necho"), Some("/nix/store/x/bin/sh"));
+        assert_eq!(
+            shebang(b"#! /nix/store/x/bin/sh -e\necho"),
+            Some("/nix/store/x/bin/sh")
+        );
         assert_eq!(shebang(b"#!/bin/sh"), Some("/bin/sh"));
         assert_eq!(shebang(b"#!\n"), None);
         assert_eq!(shebang(b"\x7fELF"), None);
