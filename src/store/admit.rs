@@ -7,7 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -116,11 +116,13 @@ impl Core {
         }
     }
 
-    /// Somebody who names the first path of all knows that it exists: its listing is asked for
-    /// together with its narinfo. Later paths mostly come with a closure.
+    /// Somebody who names the first path of all most likely knows that it exists: its listing is
+    /// asked for together with its narinfo. Later paths mostly come with a closure.
     fn only_cache_of_an_empty_store(&self) -> Option<Substituter> {
         match &*self.caches.all() {
-            [only] if self.paths.version() == 0 => Some(only.substituter.clone()),
+            [only] if self.paths.version() == 0 && !self.first_named.swap(true, Relaxed) => {
+                Some(only.substituter.clone())
+            }
             _ => None,
         }
     }

@@ -44,7 +44,10 @@ mod upkeep;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -125,6 +128,8 @@ pub(crate) struct Core {
     lanes: Lanes,
     paths: PathTable,
     admissions: Admissions,
+    /// The first path of an empty store was named: see `only_cache_of_an_empty_store`.
+    first_named: AtomicBool,
     examined: Examined,
     nars: Mutex<HashMap<NarHash, Weak<Nar>>>,
     /// Small requests under way, and those among them that nobody waits for.
@@ -166,6 +171,7 @@ impl Store {
             lanes: Lanes::default(),
             paths: PathTable::with_slots(slots),
             admissions: Admissions::default(),
+            first_named: AtomicBool::new(false),
             examined: Examined::default(),
             nars: Mutex::default(),
             small: Semaphore::new(connections),

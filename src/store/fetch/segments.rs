@@ -13,6 +13,9 @@ use tokio::task::JoinHandle;
 use super::Source;
 use crate::substituter::{Deadline, FetchError, NarBody};
 
+/// Files up to this are asked for in one go, in bytes: what stands in front of others is little, and a request more
+/// is a round trip more where the next segment comes late.
+const IN_ONE_GO: u64 = 8 << 20;
 /// First segment, and every one that nobody waits for, in bytes: at 200 Mbit/s, 40 ms.
 const SMALLEST: u64 = 1 << 20;
 /// Largest segment, in bytes. Two of them under way fill a link of 1 Gbit/s and 60 ms.
@@ -44,10 +47,11 @@ impl Segments {
         validator: Option<String>,
         patience: std::time::Duration,
     ) -> Result<Self, FetchError> {
+        // Where the narinfo does not say how long it is, it is asked for in one go too.
         let whole = source.no_ranges()
             || source
                 .file_size
-                .is_some_and(|size| size <= offset + SMALLEST);
+                .is_none_or(|size| size.saturating_sub(offset) <= IN_ONE_GO);
         let end = if whole { u64::MAX } else { offset + SMALLEST };
         let body = source
             .open(offset..end, validator.clone(), Deadline::after(patience))
@@ -133,10 +137,11 @@ impl Segments {
                 Ok(body) => body,
                 // Only the runtime's end cancels it: then nobody waits for the rest.
                 Err(_) => {
-                    return Err(self
-                        .source
-                        .substituter
-                        .cut_off(&self.source.url, start, self.size));
+                    return Err(self.source.substituter.cut_off(
+                        &self.source.url,
+                        start,
+                        self.size,
+                    ));
                 }
             };
             self.ahead = None;
