@@ -1,7 +1,7 @@
 //! The lazy store: store paths are admitted when they are named, bytes fetched when they are read.
 //!
-//! A library that needs no mount: [`Store`] answers by inode number ([`nodes`]) for file systems
-//! and by store path ([`admit`]) for everything else. What does not need the network is answered
+//! A library that needs no mount: [`Store`] answers by inode number (`nodes`) for file systems
+//! and by store path (`admit`) for everything else. What does not need the network is answered
 //! at once; the rest comes as a future ([`Step`]), so that no thread of a front end ever blocks.
 //!
 //! ```text
