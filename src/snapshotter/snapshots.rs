@@ -113,6 +113,11 @@ impl Snapshots {
         }))
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.metadata.state().iter().count()
+    }
+
     /// A snapshot to write to; how to mount it.
     ///
     /// # Errors
@@ -530,7 +535,10 @@ impl Core {
     async fn undo(self: &Arc<Self>, id: SnapshotId) {
         let core = self.clone();
         let removed = blocking(move || core.directories.remove(id)).await;
-        let unviewed = self.closures.remove_view(id).await;
+        let unviewed = match self.closures.view(id) {
+            Some(_) => self.closures.remove_view(id).await,
+            None => Ok(false),
+        };
         // What is left now is left for the cleaner.
         if let Err(error) = removed {
             tracing::warn!(snapshot = %id, %error, "left behind for now");
