@@ -20,6 +20,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {
+    // No mistake in a configuration may be in its way.
+    if let Command::KeepMount(args) = &cli.command {
+        return cli::keep_mount::run(args);
+    }
     let config = config::load(&Environment::of_process()?, &cli.settings.0)?;
     cli::log::init(&config, cli.command.serves())?;
     for warning in &config.warnings {
@@ -29,6 +33,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Config(args) => cli::config::run(&config, args),
         Command::Mount(args) => cli::mount::run(&config, &cli.settings.0, args),
         Command::Demo(args) => cli::demo::run(&config, args),
+        Command::KeepMount(args) => cli::keep_mount::run(args),
         Command::Daemon(args) => cli::daemon::run(&config, args),
         Command::Run(args) => cli::run::run(&config, &cli.settings.0, args),
         Command::Umount(args) => cli::umount::run(args),

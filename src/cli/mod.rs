@@ -14,6 +14,7 @@ pub mod demo;
 pub mod gc;
 mod help;
 pub mod in_store;
+pub mod keep_mount;
 pub mod log;
 pub mod ls;
 pub mod mount;
@@ -80,6 +81,8 @@ pub enum Command {
     Config(config::ConfigArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
+    #[command(hide = true)]
+    KeepMount(keep_mount::KeepMountArgs),
 }
 
 impl Command {

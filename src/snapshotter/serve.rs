@@ -28,7 +28,7 @@ use super::{
 use crate::{
     config::Config,
     daemon::{
-        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, limit_arenas, mount_failure,
+        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, keeper, limit_arenas, mount_failure,
         open_store, runtime,
     },
     failure::{Exit, Failure},
@@ -107,7 +107,7 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
     let opened = Snapshots::open(root, directories, Arc::new(store), options);
     let (snapshots, healed) = runtime.block_on(opened).map_err(|e| snapshot_failure(&e))?;
     let server = Server::start(root, shared.clone())?;
-    shared.adopt(mount(&shared, &mountpoint)?);
+    let fresh = mount(&shared, root, &mountpoint)?;
     let answering = runtime.block_on(async {
         let calls = Calls::serve(&what.address, &snapshots).await?;
         let probe = Arc::new(Probe {
@@ -125,9 +125,11 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
         snapshots.heal_in_the_background(&healed);
         Ok((calls, admin))
     });
+    // Containers may use one that was there before; the keeper has it, for the next try.
     let (calls, admin) = answering.inspect_err(|_: &Failure| {
-        // Nobody would ever answer there. That it fails too adds nothing to the error.
-        let _ = fuse::unmount(&mountpoint, true);
+        if fresh {
+            abandon(&mountpoint);
+        }
     })?;
     Ok(Running {
         shared,
@@ -139,18 +141,30 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
     })
 }
 
-/// Mounts the store in the state directory, in the place of what a dead server left there.
-fn mount(shared: &Shared, mountpoint: &Path) -> Result<Mount, Failure> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(mountpoint);
-    if let Err(e) = made
-        && e.kind() != std::io::ErrorKind::AlreadyExists
-        && !fuse::mounted_by_narfs(mountpoint)
-    {
-        let what = format!("the mountpoint {} can't be made", mountpoint.display());
-        return Err(Failure::new(Exit::System, what).because(&e));
+/// Serves the mount that an earlier process left with the keeper, or else mounts the store in the
+/// state directory, in the place of what a dead server left there; whether it was mounted now.
+fn mount(shared: &Arc<Shared>, root: &Path, mountpoint: &Path) -> Result<bool, Failure> {
+    let (store, options) = (&shared.store, &shared.options);
+    let take_over = |kept| Mount::take_over(store, kept, options).map_err(mount_failure);
+    // Until somebody serves it, nothing may touch the mountpoint: it would wait for us.
+    let mounted = fuse::mounted_by_narfs(mountpoint);
+    match keeper::ask(root)? {
+        Some(kept) if mounted => {
+            shared.adopt(take_over(kept)?);
+            return Ok(false);
+        }
+        Some(kept) => {
+            tracing::warn!(
+                mountpoint = %mountpoint.display(),
+                "the store was unmounted while containers used it; they are served as long as this process lives"
+            );
+            shared.adopt(take_over(kept)?);
+            keeper::end(root)?;
+        }
+        None => {}
+    }
+    if !mounted {
+        make_mountpoint(mountpoint)?;
     }
     if fuse::unmount_dead(mountpoint).map_err(mount_failure)? {
         tracing::warn!(
@@ -158,7 +172,26 @@ fn mount(shared: &Shared, mountpoint: &Path) -> Result<Mount, Failure> {
             "a mount without a server was left and is replaced; containers that used it have to be started again"
         );
     }
-    Mount::new(&shared.store, mountpoint, &shared.options).map_err(mount_failure)
+    let kept = fuse::mount_kept(mountpoint, options).map_err(mount_failure)?;
+    let served = keeper::start(root, &kept).and_then(|()| take_over(kept));
+    shared.adopt(served.inspect_err(|_| abandon(mountpoint))?);
+    fuse::raise_read_ahead(mountpoint);
+    Ok(true)
+}
+
+fn make_mountpoint(mountpoint: &Path) -> Result<(), Failure> {
+    let mut builder = std::fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o755).create(mountpoint);
+    made.map_err(|e| {
+        let what = format!("the mountpoint {} can't be made", mountpoint.display());
+        Failure::new(Exit::System, what).because(&e)
+    })
+}
+
+/// Takes away a mount that nobody would ever answer at.
+fn abandon(mountpoint: &Path) {
+    // There is an error to be told already; that this fails too adds nothing to it.
+    let _ = fuse::unmount(mountpoint, true);
 }
 
 fn tell_the_service_manager(snapshots: &Snapshots, healed: &Healed) {
@@ -224,7 +257,7 @@ impl Running {
             self.admin.1.abort();
         });
         self.server.stop();
-        runtime.shutdown_timeout(DRAIN);
+        end_runtime(runtime, fuse::mounted_by_narfs(&self.mountpoint));
         if let Err(error) = self.shared.store.flush() {
             tracing::warn!(%error, "not everything that was fetched could be made durable");
         }
