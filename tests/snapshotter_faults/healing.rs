@@ -80,7 +80,7 @@ async fn a_store_that_forgot_its_views_has_them_again() {
     let mut calls = world.calls().await;
     calls.prepare("e", "", nix_labels(&packages)).await.unwrap();
     calls.commit("nix", "e").await.unwrap();
-    let views = world.views();
+    let views = world.views(1).await;
     world.stop().await;
     world.remove_mount();
     // As damage would have it: the database of what can be had again is begun afresh.
@@ -100,7 +100,7 @@ async fn a_store_that_forgot_its_views_has_them_again() {
         assert!(std::time::Instant::now() < deadline, "{error}");
     }
     calls.mounts("c").await.unwrap();
-    assert_eq!(world.views(), views);
+    assert_eq!(world.views(1).await, views);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +117,7 @@ async fn a_start_needs_no_network_however_many_layers_there_are() {
     world.server.vanish();
     world.server.clear();
     world.run().await;
-    assert_eq!(world.views().len(), 20);
+    world.views(20).await;
     let mut calls = world.calls().await;
     for n in 0..20 {
         calls

@@ -60,7 +60,7 @@ async fn a_dead_one_is_replaced_and_a_living_one_is_not() {
     world.stop().await;
     fs::write(world.socket(), "a file").unwrap();
     fs::set_permissions(world.socket(), PermissionsExt::from_mode(0o600)).unwrap();
-    let refused = world.command().output().unwrap();
+    let refused = world.bounded().output().unwrap();
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(error.contains("is there and is no socket"), "{error}");
     assert_eq!(fs::read_to_string(world.socket()).unwrap(), "a file");

@@ -158,6 +158,17 @@ impl World {
         command
     }
 
+    /// The program, ended by force when it does not end by itself.
+    pub fn bounded(&self) -> Command {
+        let program = self.command();
+        let mut command = Command::new("timeout");
+        command
+            .args(["--signal=KILL", "30"])
+            .arg(program.get_program());
+        command.args(program.get_args()).stdin(Stdio::null());
+        command
+    }
+
     /// Starts it; it answers when this returns.
     pub async fn run(&mut self) {
         self.spawn();
@@ -230,9 +241,21 @@ impl World {
         names(&self.root.join("snapshots"))
     }
 
-    /// Names of the views in the mount.
-    pub fn views(&self) -> BTreeSet<String> {
-        names(&self.mountpoint().join("views"))
+    /// Names of the views in the mount, when there are so many. The kernel may show what was a
+    /// moment ago.
+    pub async fn views(&self, count: usize) -> Vec<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let views = names(&self.mountpoint().join("views"));
+            if views.len() == count {
+                return views.into_iter().collect();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{count} views were expected: {views:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 }
 

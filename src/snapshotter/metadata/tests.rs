@@ -154,3 +154,29 @@ fn one_that_is_half_made_is_made() {
     drop(Metadata::open(&path, 0).unwrap());
     assert!(!dir.path().join("snapshots.redb.new").exists());
 }
+
+#[tokio::test]
+async fn a_damaged_file_is_refused_and_not_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("snapshots.redb");
+    let metadata = Metadata::open(&path, 0).unwrap();
+    put(&metadata, "a", None).await;
+    drop(metadata);
+    let good = fs::read(&path).unwrap();
+    let half = good[..good.len() / 2].to_vec();
+    let zeros = vec![0; good.len()];
+    for bad in [vec![], b"not a database".to_vec(), half, zeros] {
+        fs::write(&path, &bad).unwrap();
+        let error = Metadata::open(&path, 1)
+            .err()
+            .unwrap_or_else(|| panic!("{} bytes", bad.len()));
+        assert!(matches!(error, MetadataError::Damaged { .. }), "{error}");
+        assert!(
+            fs::read(&path).unwrap() == bad,
+            "{} bytes were changed",
+            bad.len()
+        );
+    }
+    fs::write(&path, &good).unwrap();
+    assert!(Metadata::open(&path, 1).unwrap().state().get("a").is_some());
+}
