@@ -28,8 +28,8 @@ use super::{
 use crate::{
     config::Config,
     daemon::{
-        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, keeper, limit_arenas, mount_failure,
-        open_store, runtime,
+        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, end_runtime, keeper, limit_arenas,
+        mount_failure, open_store, runtime,
     },
     failure::{Exit, Failure},
     fuse::{self, Layout, Mount},
