@@ -14,6 +14,7 @@ pub mod demo;
 pub mod gc;
 mod help;
 pub mod in_store;
+pub mod keep_mount;
 pub mod log;
 pub mod ls;
 pub mod mount;
@@ -21,6 +22,7 @@ pub mod output;
 mod parse;
 pub mod path_info;
 pub mod prefetch;
+pub mod probe_mount;
 pub mod run;
 pub mod settings;
 pub mod snapshotter;
@@ -80,6 +82,10 @@ pub enum Command {
     Config(config::ConfigArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
+    #[command(hide = true)]
+    KeepMount(keep_mount::KeepMountArgs),
+    #[command(hide = true)]
+    ProbeMount(probe_mount::ProbeMountArgs),
 }
 
 impl Command {

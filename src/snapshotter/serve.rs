@@ -2,7 +2,6 @@
 //! end without taking anything from running containers.
 
 use std::{
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,6 +19,7 @@ use super::{
     directories::Directories,
     error::{MetadataError, SnapshotError},
     heal::Healed,
+    mounting::{Mounted, mount},
     ready::{self, Probe, admin_socket},
     service::service,
     snapshots::{Options, Snapshots},
@@ -28,11 +28,10 @@ use super::{
 use crate::{
     config::Config,
     daemon::{
-        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, limit_arenas, mount_failure,
-        open_store, runtime,
+        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, limit_arenas, open_store, runtime,
     },
     failure::{Exit, Failure},
-    fuse::{self, Layout, Mount},
+    fuse::{self, Layout},
 };
 
 /// Where the store is mounted, in the state directory.
@@ -127,7 +126,8 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
     let opened = Snapshots::open(root, directories, Arc::new(store), options);
     let (snapshots, healed) = runtime.block_on(opened).map_err(|e| snapshot_failure(&e))?;
     let server = Server::start(root, shared.clone())?;
-    shared.adopt(mount(&shared, &mountpoint)?);
+    let Mounted { mount, fresh } = mount(&shared, root, &mountpoint)?;
+    shared.adopt(mount);
     let answering = runtime.block_on(async {
         let calls = Calls::serve(&what.address, &snapshots).await?;
         let probe = Arc::new(Probe {
@@ -146,8 +146,10 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
         Ok((calls, admin))
     });
     let (calls, admin) = answering.inspect_err(|_: &Failure| {
-        // Nobody would ever answer there. That it fails too adds nothing to the error.
-        let _ = fuse::unmount(&mountpoint, true);
+        if fresh {
+            // Nobody uses it. That this fails too adds nothing to the error.
+            let _ = fuse::unmount(&mountpoint, true);
+        }
     })?;
     Ok(Running {
         shared,
@@ -158,28 +160,6 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
         calls,
         admin,
     })
-}
-
-/// Mounts the store in the state directory, in the place of what a dead server left there.
-fn mount(shared: &Shared, mountpoint: &Path) -> Result<Mount, Failure> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(mountpoint);
-    if let Err(e) = made
-        && e.kind() != std::io::ErrorKind::AlreadyExists
-        && !fuse::mounted_by_narfs(mountpoint)
-    {
-        let what = format!("the mountpoint {} can't be made", mountpoint.display());
-        return Err(Failure::new(Exit::System, what).because(&e));
-    }
-    if fuse::unmount_dead(mountpoint).map_err(mount_failure)? {
-        tracing::warn!(
-            mountpoint = %mountpoint.display(),
-            "a mount without a server was left and is replaced; containers that used it have to be started again"
-        );
-    }
-    Mount::new(&shared.store, mountpoint, &shared.options).map_err(mount_failure)
 }
 
 fn tell_the_service_manager(snapshots: &Snapshots, healed: &Healed) {
@@ -235,7 +215,10 @@ impl Running {
             "serving"
         );
         let why = runtime.block_on(self.until_the_end());
-        tracing::info!(why, "ending");
+        tracing::info!(
+            why,
+            "ending; the mount stays, and whoever reads from it waits for the next snapshotter"
+        );
         if let Err(error) = sd_notify::notify(&[NotifyState::Stopping]) {
             tracing::debug!(%error, "the service manager can't be told");
         }
@@ -245,10 +228,12 @@ impl Running {
             self.admin.1.abort();
         });
         self.server.stop();
-        runtime.shutdown_timeout(DRAIN);
         if let Err(error) = self.shared.store.flush() {
             tracing::warn!(%error, "not everything that was fetched could be made durable");
         }
+        // Not shut down: a reply to the kernel that is dropped says EIO. Unanswered, the request is
+        // sent again to the next one.
+        std::mem::forget(runtime);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Output};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, TableDefinition};
 
 use crate::world::World;
 
