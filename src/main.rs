@@ -20,9 +20,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {
-    // No mistake in a configuration may be in its way.
-    if let Command::KeepMount(args) = &cli.command {
-        return cli::keep_mount::run(args);
+    // Nothing that is set concerns these two.
+    match &cli.command {
+        Command::KeepMount(args) => return cli::keep_mount::run(args),
+        Command::ProbeMount(args) => return cli::probe_mount::run(args),
+        _ => {}
     }
     let config = config::load(&Environment::of_process()?, &cli.settings.0)?;
     cli::log::init(&config, cli.command.serves())?;
@@ -33,7 +35,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Config(args) => cli::config::run(&config, args),
         Command::Mount(args) => cli::mount::run(&config, &cli.settings.0, args),
         Command::Demo(args) => cli::demo::run(&config, args),
-        Command::KeepMount(args) => cli::keep_mount::run(args),
         Command::Daemon(args) => cli::daemon::run(&config, args),
         Command::Run(args) => cli::run::run(&config, &cli.settings.0, args),
         Command::Umount(args) => cli::umount::run(args),
@@ -45,5 +46,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::PathInfo(args) => cli::path_info::run(&config, args),
         Command::Check(args) => cli::check::run(&config, args),
         Command::Gc(args) => cli::gc::run(&config, args),
+        Command::KeepMount(args) => cli::keep_mount::run(args),
+        Command::ProbeMount(args) => cli::probe_mount::run(args),
     }
 }

@@ -22,6 +22,7 @@ pub mod output;
 mod parse;
 pub mod path_info;
 pub mod prefetch;
+pub mod probe_mount;
 pub mod run;
 pub mod settings;
 pub mod snapshotter;
@@ -83,6 +84,8 @@ pub enum Command {
     Daemon(daemon::DaemonArgs),
     #[command(hide = true)]
     KeepMount(keep_mount::KeepMountArgs),
+    #[command(hide = true)]
+    ProbeMount(probe_mount::ProbeMountArgs),
 }
 
 impl Command {

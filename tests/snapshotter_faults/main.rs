@@ -15,4 +15,5 @@ mod disk;
 mod healing;
 mod kills;
 mod socket;
+mod takeover;
 mod world;

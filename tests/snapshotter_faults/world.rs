@@ -66,6 +66,7 @@ pub struct World {
     directory: tempfile::TempDir,
     root: PathBuf,
     flags: Vec<String>,
+    environment: Vec<(String, String)>,
     process: Option<Child>,
 }
 
@@ -96,8 +97,14 @@ impl World {
             root: directory.path().join("root"),
             directory,
             flags: flags.iter().map(|flag| flag.to_string()).collect(),
+            environment: Vec::new(),
             process: None,
         }
+    }
+
+    /// Sets a variable of its environment.
+    pub fn environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.into(), value.into()));
     }
 
     /// With another root directory.
@@ -154,6 +161,7 @@ impl World {
             .arg(format!("--cache={}", self.server.base()))
             .arg(format!("--trusted-key={}", self.key.public()))
             .args(&self.flags)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
     }
