@@ -31,6 +31,11 @@ mod snapshots;
 mod socket;
 pub mod wire;
 
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod twin;
+
 pub use error::{MetadataError, SnapshotError};
 pub use heal::Healed;
 pub use layer::{LayerError, Wanted};
