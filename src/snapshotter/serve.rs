@@ -82,8 +82,27 @@ fn check_root(root: &Path) -> Result<(), Failure> {
     }
 }
 
+/// What ends it; received from before it is ready.
+struct Endings {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Endings {
+    fn receive(runtime: &Runtime) -> Result<Self, Failure> {
+        let system =
+            |e: std::io::Error| Failure::new(Exit::System, "signals can't be received").because(&e);
+        let _inside = runtime.enter();
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(system)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(system)?,
+        })
+    }
+}
+
 struct Running {
     shared: Arc<Shared>,
+    endings: Endings,
     signals: mpsc::UnboundedReceiver<Signal>,
     server: Server,
     mountpoint: PathBuf,
@@ -94,6 +113,7 @@ struct Running {
 /// In this order: what can be refused first, the mount after it, the sockets last.
 fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Failure> {
     let root = &config.state_dir;
+    let endings = Endings::receive(runtime)?;
     check_free(&what.address)?;
     let store = open_store(config, runtime)?;
     let (shared, signals) = Shared::new(config, store.clone(), Layout::Node);
@@ -131,6 +151,7 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
     })?;
     Ok(Running {
         shared,
+        endings,
         signals,
         server,
         mountpoint,
@@ -213,7 +234,7 @@ impl Running {
             caches = self.shared.store.substituters().len(),
             "serving"
         );
-        let why = runtime.block_on(self.until_the_end())?;
+        let why = runtime.block_on(self.until_the_end());
         tracing::info!(why, "ending");
         if let Err(error) = sd_notify::notify(&[NotifyState::Stopping]) {
             tracing::debug!(%error, "the service manager can't be told");
@@ -231,21 +252,19 @@ impl Running {
         Ok(())
     }
 
-    async fn until_the_end(&mut self) -> Result<&'static str, Failure> {
-        let system =
-            |e: std::io::Error| Failure::new(Exit::System, "signals can't be received").because(&e);
-        let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+    async fn until_the_end(&mut self) -> &'static str {
         let mut activity = Activity::default();
         let mut tick = tokio::time::interval(IDLE_TICK);
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok("SIGTERM"),
-                _ = interrupt.recv() => return Ok("SIGINT"),
+                _ = self.endings.terminate.recv() => return "SIGTERM",
+                _ = self.endings.interrupt.recv() => return "SIGINT",
                 told = self.signals.recv() => match told {
-                    Some(Signal::Stop) | None => return Ok("asked to"),
+                    Some(Signal::Stop) | None => return "asked to",
                     // The only mount of its own; others are those of `narfs run`.
-                    Some(Signal::MountEnded) if !fuse::mounted_by_narfs(&self.mountpoint) => return Ok("unmounted"),
+                    Some(Signal::MountEnded) if !fuse::mounted_by_narfs(&self.mountpoint) => {
+                        return "unmounted";
+                    }
                     Some(Signal::MountEnded) => {}
                 },
                 _ = tick.tick() => activity.look(&self.shared.store),
