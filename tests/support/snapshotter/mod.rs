@@ -240,8 +240,20 @@ impl Snapshotter {
         assert_eq!(self.list(&[]).expect("a list").len(), snapshots);
         let directories = self.directories();
         assert_eq!(directories.len(), snapshots, "{directories:?}");
-        let found = self.views();
-        assert_eq!(found.len(), views, "{found:?}");
+        self.wait_for_views(views);
+    }
+
+    /// Waits until the mount has so many views: the kernel hears of one that went a moment later.
+    pub fn wait_for_views(&self, views: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = self.views();
+            if found.len() == views {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{found:?}, not {views}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -268,6 +280,8 @@ impl Drop for Snapshotter {
         if std::thread::panicking() {
             eprintln!("--- the snapshotter's log:\n{}---", self.log());
         }
+        // Nobody answers any more, and whoever waits for an answer would wait for ever.
+        mounts::abort(&self.mountpoint());
         // Whoever keeps the mount ends with it.
         for path in mounts::below(self.directory.path()) {
             let _ = unmount(&path, UnmountFlags::DETACH);

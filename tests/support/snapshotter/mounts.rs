@@ -180,3 +180,18 @@ pub(super) fn below(directory: &Path) -> Vec<PathBuf> {
     found.reverse();
     found
 }
+
+/// Ends the connection of a FUSE mount, without touching the mount, which could hang.
+pub(super) fn abort(mountpoint: &Path) {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mountpoint = mountpoint.to_string_lossy();
+    for line in table.lines() {
+        let fields: Vec<_> = line.split(' ').collect();
+        if fields.get(4) == Some(&&*mountpoint)
+            && let Some(minor) = fields[2].split(':').nth(1)
+        {
+            // Where the control file system is not mounted, the mount goes when its users do.
+            let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
+        }
+    }
+}
