@@ -48,5 +48,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Gc(args) => cli::gc::run(&config, args),
         Command::KeepMount(args) => cli::keep_mount::run(args),
         Command::ProbeMount(args) => cli::probe_mount::run(args),
+        Command::Image(args) => cli::image::run(&config, args),
     }
 }
