@@ -28,6 +28,7 @@ pub mod failure;
 pub mod fuse;
 pub mod image;
 pub mod nix;
+pub mod snapshotter;
 pub mod store;
 pub mod substituter;
 pub mod tree;

@@ -20,6 +20,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {
+    // Nothing that is set concerns these two.
+    match &cli.command {
+        Command::KeepMount(args) => return cli::keep_mount::run(args),
+        Command::ProbeMount(args) => return cli::probe_mount::run(args),
+        _ => {}
+    }
     let config = config::load(&Environment::of_process()?, &cli.settings.0)?;
     cli::log::init(&config, cli.command.serves())?;
     for warning in &config.warnings {
@@ -32,6 +38,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Daemon(args) => cli::daemon::run(&config, args),
         Command::Run(args) => cli::run::run(&config, &cli.settings.0, args),
         Command::Umount(args) => cli::umount::run(args),
+        Command::Snapshotter(args) => cli::snapshotter::run(&config, args),
         Command::Status(args) => cli::status::run(&config, args),
         Command::Prefetch(args) => cli::prefetch::run(&config, args),
         Command::Ls(args) => cli::ls::run(&config, args),
@@ -40,6 +47,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Check(args) => cli::check::run(&config, args),
         Command::Gc(args) => cli::gc::run(&config, args),
         Command::ContainerdConfig(args) => cli::containerd_config::run(args),
+        Command::KeepMount(args) => cli::keep_mount::run(args),
+        Command::ProbeMount(args) => cli::probe_mount::run(args),
         Command::Image(args) => cli::image::run(&config, args),
     }
 }

@@ -16,6 +16,7 @@ pub mod gc;
 mod help;
 pub mod image;
 pub mod in_store;
+pub mod keep_mount;
 pub mod log;
 pub mod ls;
 pub mod mount;
@@ -23,8 +24,10 @@ pub mod output;
 mod parse;
 pub mod path_info;
 pub mod prefetch;
+pub mod probe_mount;
 pub mod run;
 pub mod settings;
+pub mod snapshotter;
 pub mod status;
 pub mod store_path;
 pub mod umount;
@@ -70,6 +73,7 @@ pub enum Command {
     Run(run::RunArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
+    Snapshotter(snapshotter::SnapshotterArgs),
     Status(status::StatusArgs),
     Prefetch(prefetch::PrefetchArgs),
     Ls(ls::LsArgs),
@@ -82,12 +86,19 @@ pub enum Command {
     ContainerdConfig(containerd_config::ContainerdConfigArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
+    #[command(hide = true)]
+    KeepMount(keep_mount::KeepMountArgs),
+    #[command(hide = true)]
+    ProbeMount(probe_mount::ProbeMountArgs),
 }
 
 impl Command {
     /// Whether it goes on serving a mount, and so logs what it does.
     pub fn serves(&self) -> bool {
-        matches!(self, Self::Mount(_) | Self::Daemon(_))
+        matches!(
+            self,
+            Self::Mount(_) | Self::Snapshotter(_) | Self::Daemon(_)
+        )
     }
 }
 

@@ -23,15 +23,15 @@ use crate::{
     config::{AllowOther, Config},
     content::ContentError,
     failure::{Exit, Failure},
-    fuse::{self, Layout, Mount, MountError, MountOptions},
+    fuse::{self, Kept, Layout, Mount, MountError, MountOptions},
     nix::StorePath,
     store::{Lane, Store, StoreError},
 };
 
 /// How often an idle daemon looks whether it still is.
-const IDLE_TICK: Duration = Duration::from_millis(500);
+pub(crate) const IDLE_TICK: Duration = Duration::from_millis(500);
 /// How long unanswered requests and unsynced bytes may hold up the end.
-const DRAIN: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 
 /// What a daemon is to do.
 #[derive(Debug, Default)]
@@ -42,6 +42,8 @@ pub struct Serve {
     pub ready: Option<OwnedFd>,
     /// A mount made by somebody else.
     pub device: Option<OwnedFd>,
+    /// With it, if it is kept beyond this process: the kernel's greeting.
+    pub greeting: Option<OwnedFd>,
     /// End after so long without a mount or a client.
     pub idle_exit: Option<Duration>,
     /// Paths to admit with their closures, and to collect last.
@@ -50,7 +52,7 @@ pub struct Serve {
 
 /// What the parts of a daemon tell its main loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Signal {
+pub(crate) enum Signal {
     /// A mount ended.
     MountEnded,
     /// A client asked the daemon to end.
@@ -58,7 +60,7 @@ pub(super) enum Signal {
 }
 
 /// What clients and mounts share.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     pub store: Store,
     pub options: MountOptions,
     pub mounts: AtomicUsize,
@@ -70,6 +72,29 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Around a store that is just opened; what happens comes to the receiver.
+    pub fn new(
+        config: &Config,
+        store: Store,
+        layout: Layout,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Signal>) {
+        let (signals, received) = mpsc::unbounded_channel();
+        let shared = Self {
+            store,
+            options: MountOptions {
+                allow_other: allow_other(config.allow_other),
+                threads: config.fuse_threads.count() as usize,
+                layout,
+            },
+            mounts: AtomicUsize::new(0),
+            clients: AtomicUsize::new(0),
+            last_use: Mutex::new(Instant::now()),
+            terms: Terms::of(config),
+            signals,
+        };
+        (Arc::new(shared), received)
+    }
+
     /// Somebody used the daemon just now.
     pub fn used(&self) {
         *self.last_use.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -130,37 +155,32 @@ struct Running {
     signals: mpsc::UnboundedReceiver<Signal>,
     server: Server,
     mountpoint: Option<PathBuf>,
+    /// Its mount outlives it.
+    kept: bool,
 }
 
 fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running, Failure> {
     let store = open_store(config, runtime)?;
-    let (sender, signals) = mpsc::unbounded_channel();
-    let shared = Arc::new(Shared {
-        store: store.clone(),
-        options: MountOptions {
-            allow_other: allow_other(config.allow_other),
-            threads: config.fuse_threads.count() as usize,
-            layout: Layout::Store,
-        },
-        mounts: AtomicUsize::new(0),
-        clients: AtomicUsize::new(0),
-        last_use: Mutex::new(Instant::now()),
-        terms: Terms::of(config),
-        signals: sender,
-    });
+    let (shared, signals) = Shared::new(config, store.clone(), Layout::Store);
     store.keep_quota();
     let server = Server::start(&config.state_dir, shared.clone())?;
     if let Some(mountpoint) = &what.mountpoint {
         shared.adopt(Mount::new(&store, mountpoint, &shared.options).map_err(mount_failure)?);
     }
+    let kept = what.greeting.is_some();
     if let Some(device) = what.device.take() {
-        shared.adopt(Mount::serve(&store, device, &shared.options).map_err(mount_failure)?);
+        let mount = match what.greeting.take() {
+            Some(greeting) => Mount::take_over(&store, Kept { device, greeting }, &shared.options),
+            None => Mount::serve(&store, device, &shared.options),
+        };
+        shared.adopt(mount.map_err(mount_failure)?);
     }
     let running = Running {
         shared,
         signals,
         server,
         mountpoint: what.mountpoint.clone(),
+        kept,
     };
     if let Err(failure) = root(&store, &what.roots, runtime) {
         running.unmount();
@@ -204,7 +224,7 @@ impl Running {
         tracing::info!(why, "ending");
         self.unmount();
         self.server.stop();
-        runtime.shutdown_timeout(DRAIN);
+        end_runtime(runtime, self.kept && self.mounts() > 0);
         if let Err(error) = self.shared.store.flush() {
             tracing::warn!(%error, "not everything that was fetched could be made durable");
         }
@@ -265,9 +285,19 @@ impl Running {
     }
 }
 
+/// Ends what a daemon does. Where its mount outlives it, what readers wait for is not dropped:
+/// dropped answers are errors, but of one that never comes the kernel sends the request once more,
+/// to the next process.
+pub(crate) fn end_runtime(runtime: Runtime, mount_is_left: bool) {
+    match mount_is_left {
+        true => std::mem::forget(runtime),
+        false => runtime.shutdown_timeout(DRAIN),
+    }
+}
+
 /// Whether the store is at work; when it comes to rest, memory goes back to the system.
 #[derive(Default)]
-struct Activity {
+pub(crate) struct Activity {
     fetched: u64,
     quiet_ticks: u32,
 }
@@ -276,7 +306,8 @@ impl Activity {
     /// Ticks without a byte after which a store rests.
     const AT_REST: u32 = 4;
 
-    fn look(&mut self, store: &Store) {
+    /// To be called every [`IDLE_TICK`].
+    pub fn look(&mut self, store: &Store) {
         let fetched = store.counters().fetched.get();
         if fetched != self.fetched {
             *self = Self {
@@ -323,7 +354,7 @@ fn fuse_conf_allows(path: &Path) -> bool {
         .is_ok_and(|text| text.lines().any(|line| line.trim() == "user_allow_other"))
 }
 
-fn mount_failure(error: MountError) -> Failure {
+pub(crate) fn mount_failure(error: MountError) -> Failure {
     Failure::from_error(Exit::System, &error)
 }
 

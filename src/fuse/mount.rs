@@ -4,10 +4,7 @@ use std::{
     ffi::CString,
     fs::OpenOptions,
     io,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -21,7 +18,8 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::{
     filesystem::StoreFs,
-    mountpoint::{MountError, TYPE, check, unmount},
+    mountpoint::{MountError, TYPE, check, mounted_device, unmount},
+    takeover::{self, Kept},
 };
 use crate::{
     store::{Event, Node, NodeId, Path as KnownPath, Store, ViewId},
@@ -117,10 +115,7 @@ impl Mount {
         };
         let session = match mount_directly(mountpoint, options).map_err(failed)? {
             Some(device) => Session::from_fd(fs, device, acl(options), config(options))
-                .inspect_err(|_| {
-                    // Nobody would ever answer there. That it fails too adds nothing to the error.
-                    let _ = unmount(mountpoint, true);
-                }),
+                .inspect_err(|_| abandon(mountpoint)),
             None => Session::new(fs, mountpoint, &config(options)),
         };
         let session = session.map_err(failed)?;
@@ -146,6 +141,26 @@ impl Mount {
         let fs = StoreFs::new(store.clone(), options.layout);
         let session = Session::from_fd(fs, device, acl, config(options)).map_err(io)?;
         Self::run(store, session, None, options.layout)
+    }
+
+    /// Serves a mount that is kept, from its beginning or after another process.
+    ///
+    /// # Errors
+    /// When the mount is gone or does not begin the kernel's protocol.
+    pub fn take_over(
+        store: &Store,
+        kept: Kept,
+        options: &MountOptions,
+    ) -> Result<Self, MountError> {
+        let io = |source| MountError::Io {
+            path: "a mount handed over".into(),
+            source,
+        };
+        let fs = StoreFs::new(store.clone(), options.layout);
+        let (session, first) = takeover::begin(fs, kept, options).map_err(io)?;
+        let mount = Self::run(store, session, None, options.layout)?;
+        tracing::info!(first, "serving a mount that outlives this process");
+        Ok(mount)
     }
 
     fn run(
@@ -196,6 +211,34 @@ impl Mount {
     }
 }
 
+/// Mounts, for whoever keeps the mount and lets others serve it ([`Mount::take_over`]). Nobody
+/// answers there until then. Needs the privilege to mount.
+///
+/// # Errors
+/// With the reason and what to do about it.
+pub fn mount_kept(mountpoint: &Path, options: &MountOptions) -> Result<Kept, MountError> {
+    check(mountpoint)?;
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => MountError::NoDevice,
+        _ => MountError::Io {
+            path: mountpoint.into(),
+            source,
+        },
+    };
+    match mount_directly(mountpoint, options).map_err(failed)? {
+        Some(device) => Kept::new(device)
+            .map_err(failed)
+            .inspect_err(|_| abandon(mountpoint)),
+        None => Err(MountError::NoPermission(mountpoint.into())),
+    }
+}
+
+/// Takes away a mount that nobody would ever answer at.
+fn abandon(mountpoint: &Path) {
+    // There is an error to be told already; that this fails too adds nothing to it.
+    let _ = unmount(mountpoint, true);
+}
+
 /// Mounts with mount(2); `None` without the privilege to do so. fuser would do the same, but as a
 /// mount of type `fuse`: `narfs umount` and people tell ours from others by its type.
 fn mount_directly(mountpoint: &Path, options: &MountOptions) -> io::Result<Option<OwnedFd>> {
@@ -224,7 +267,7 @@ fn mount_directly(mountpoint: &Path, options: &MountOptions) -> io::Result<Optio
     }
 }
 
-fn acl(options: &MountOptions) -> SessionACL {
+pub(super) fn acl(options: &MountOptions) -> SessionACL {
     if options.allow_other {
         SessionACL::All
     } else {
@@ -232,7 +275,7 @@ fn acl(options: &MountOptions) -> SessionACL {
     }
 }
 
-fn config(options: &MountOptions) -> Config {
+pub(super) fn config(options: &MountOptions) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("narfs".into()),
@@ -250,11 +293,12 @@ fn config(options: &MountOptions) -> Config {
 
 /// Raises the kernel's read-ahead for this mount; only root may.
 pub fn raise_read_ahead(mountpoint: &Path) {
-    let Ok(found) = std::fs::metadata(mountpoint) else {
+    // The server must not wait for itself: killed meanwhile, it would never be gone. So from the
+    // kernel's table, and not by looking at the mount.
+    let Some(device) = mounted_device(mountpoint) else {
         return;
     };
-    let (major, minor) = (libc::major(found.dev()), libc::minor(found.dev()));
-    let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    let knob = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB.to_string()) {
         tracing::debug!(%knob, %error, "read-ahead stays as it is");
     }

@@ -1,0 +1,48 @@
+//! A containerd proxy snapshotter over the lazy store: `containerd.services.snapshots.v1`.
+//!
+//! ```text
+//! serve.rs        from the start to the end   socket.rs   containerd's socket     ready.rs   probes
+//! mounting.rs     the mount, made or taken over   keeper.rs   the process that keeps it
+//! wire.rs         the messages and the service as they go over the socket
+//! service.rs      the calls as they come over it
+//! snapshots.rs    the ten calls: Prepare, View, Mounts, Commit, Remove, Stat, Update, List, Usage, Cleanup
+//! heal.rs         what a kill or a power cut left, put right at the start
+//! layer.rs        which layers are Nix layers, and what they bring
+//! closures.rs     what is needed of the store
+//! mounts.rs       how a snapshot is mounted
+//! directories.rs  snapshots/ID/fs and work
+//! metadata/       snapshots.redb              record.rs   what is known of a snapshot
+//! filter.rs       containerd's filter language
+//! error.rs        what can go wrong, and the code that containerd gets for it
+//! ```
+
+pub mod closures;
+pub mod directories;
+mod error;
+mod filter;
+mod heal;
+mod keeper;
+mod layer;
+pub mod metadata;
+mod mounting;
+pub mod mounts;
+mod ready;
+pub mod record;
+mod serve;
+pub mod service;
+mod snapshots;
+mod socket;
+pub mod wire;
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod twin;
+
+pub use error::{MetadataError, SnapshotError};
+pub use heal::Healed;
+pub use keeper::{Keep, keep, standard_output};
+pub use layer::{LayerError, Wanted};
+pub use ready::ADMIN_SOCKET;
+pub use serve::{MOUNTPOINT, Serve, serve};
+pub use snapshots::{ADMISSION, Options, Snapshots};
