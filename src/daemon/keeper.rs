@@ -65,6 +65,7 @@ pub fn ask(state_dir: &Path) -> Result<Option<Kept>, Failure> {
         // It will notice in a moment, and end.
         Ok(kept) if is_gone(&kept.device) => Ok(None),
         Ok(kept) => Ok(Some(kept)),
+        Err(e) if has_ended(&e) => Ok(None),
         Err(e) => Err(unusable(state_dir, &e)),
     }
 }
@@ -77,7 +78,10 @@ pub fn end(state_dir: &Path) -> Result<(), Failure> {
     if let Some(mut stream) = say(state_dir, Ask::End)? {
         // It says nothing, and its end is the answer.
         let ended = stream.read(&mut [0]);
-        ended.map_err(|e| unusable(state_dir, &e))?;
+        match ended {
+            Err(e) if !has_ended(&e) => return Err(unusable(state_dir, &e)),
+            _ => {}
+        }
     }
     Ok(())
 }
@@ -197,20 +201,32 @@ fn say(state_dir: &Path, what: Ask) -> Result<Option<UnixStream>, Failure> {
     let said = stream
         .set_read_timeout(Some(PATIENCE))
         .and_then(|()| stream.write_all(&[what as u8]));
-    said.map_err(|e| unusable(state_dir, &e))?;
-    Ok(Some(stream))
+    match said {
+        Ok(()) => Ok(Some(stream)),
+        Err(e) if has_ended(&e) => Ok(None),
+        Err(e) => Err(unusable(state_dir, &e)),
+    }
+}
+
+/// Whether the keeper ended while it was asked: its mount is gone.
+fn has_ended(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 fn receive(stream: &UnixStream) -> io::Result<Kept> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut hello = [0];
-    recvmsg(
+    let got = recvmsg(
         stream,
         &mut [IoSliceMut::new(&mut hello)],
         &mut control,
         RecvFlags::CMSG_CLOEXEC,
     )?;
+    if got.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let mut descriptors = control.drain().flat_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
         _ => Vec::new(),
