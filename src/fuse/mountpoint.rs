@@ -173,7 +173,7 @@ pub fn mounted_device(path: &Path) -> Option<String> {
     let on_it = table
         .lines()
         .filter(|line| line.split(' ').nth(4).map(unescape).as_ref() == Some(&wanted));
-    let topmost = on_it.last()?;
+    let topmost = on_it.next_back()?;
     // Fields that may be there or not end with a dash.
     let (_, rest) = topmost.split_once(" - ")?;
     let ours = rest.split(' ').next() == Some(TYPE);

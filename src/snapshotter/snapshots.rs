@@ -164,7 +164,7 @@ impl Snapshots {
         new.check(&self.0.metadata.state())?;
         // A view is never a layer.
         if kind == Kind::Active
-            && let Some(wanted) = Wanted::from_labels(&new.labels).map_err(LayerError::from)?
+            && let Some(wanted) = Wanted::from_labels(&new.labels)?
         {
             new.own = Some(self.0.admit(&wanted).await?);
         }
