@@ -144,6 +144,14 @@ pub enum ContentError {
         /// How many there are.
         limit: u32,
     },
+    /// All numbers for views are in use.
+    #[error(
+        "there are {limit} views, and no number is left for another one; remove containers or images"
+    )]
+    NoViews {
+        /// How many there are.
+        limit: u16,
+    },
     /// The database refused or failed an operation.
     #[error("the database {path}: {source}", path = path.display())]
     Database {

@@ -110,6 +110,12 @@ impl ContentStore {
             .map(|scan| scan.total)
     }
 
+    /// Bytes allocated for what is kept of one NAR, its map and tree among them.
+    pub fn usage_of(&self, hash: &NarHash) -> u64 {
+        let of = |kind| fs::metadata(self.shared.path(hash, kind)).map_or(0, |m| allocated(&m));
+        of(Kind::Nar) + of(Kind::Map) + of(Kind::Index)
+    }
+
     /// The NAR file of this hash, if anybody has it.
     pub(super) fn alive(&self, hash: &NarHash) -> Option<Arc<NarFile>> {
         self.shared.living(hash).get(hash).and_then(Weak::upgrade)

@@ -23,7 +23,7 @@ use crate::{
     config::{AllowOther, Config},
     content::ContentError,
     failure::{Exit, Failure},
-    fuse::{self, Mount, MountError, MountOptions},
+    fuse::{self, Layout, Mount, MountError, MountOptions},
     nix::StorePath,
     store::{Lane, Store, StoreError},
 };
@@ -140,6 +140,7 @@ fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running
         options: MountOptions {
             allow_other: allow_other(config.allow_other),
             threads: config.fuse_threads.count() as usize,
+            layout: Layout::Store,
         },
         mounts: AtomicUsize::new(0),
         clients: AtomicUsize::new(0),

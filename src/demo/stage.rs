@@ -95,6 +95,7 @@ impl Stage {
             let options = MountOptions {
                 allow_other: true,
                 threads: THREADS,
+                layout: fuse::Layout::Store,
             };
             Mount::serve(&serving, device, &options)?;
             fuse::raise_read_ahead(&at);

@@ -37,10 +37,10 @@ pub(super) fn file_type(kind: Kind) -> FileType {
 }
 
 /// Attributes as Nix has them: owned by root, never writable, all times the same.
-pub(super) fn file_attr(attr: &Attr) -> FileAttr {
+pub(super) fn file_attr(attr: &Attr, ino: INodeNo) -> FileAttr {
     let time = UNIX_EPOCH + attr.mtime;
     FileAttr {
-        ino: INodeNo(attr.node.0),
+        ino,
         size: attr.size,
         blocks: attr.size.div_ceil(512),
         atime: time,
@@ -65,13 +65,14 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
 
 /// The answer "there is nothing", which the kernel may keep as well: inode 0.
 pub(super) fn nothing() -> FileAttr {
-    file_attr(&Attr {
+    let nothing = Attr {
         node: NodeId(0),
         kind: Kind::Symlink,
         size: 0,
         mtime: Duration::ZERO,
         lasts: Lasts::No,
-    })
+    };
+    file_attr(&nothing, INodeNo(0))
 }
 
 /// The error number of an error. Only a certain absence is `ENOENT`.

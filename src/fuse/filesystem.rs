@@ -8,8 +8,9 @@ use fuser::{
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
-use super::convert::{
-    NEVER_THERE, NOT_THERE_NOW, errno, file_attr, file_type, nothing, time_to_live,
+use super::{
+    convert::{NEVER_THERE, NOT_THERE_NOW, errno, file_attr, file_type, nothing, time_to_live},
+    mount::Layout,
 };
 use crate::store::{Attr, Directory, Found, Kind, Lasts, NodeId, Step, Store, StoreError};
 
@@ -24,11 +25,16 @@ const BLOCK: u64 = 4096;
 /// The store as a file system.
 pub(super) struct StoreFs {
     store: Store,
+    layout: Layout,
 }
 
 impl StoreFs {
-    pub(super) fn new(store: Store) -> Self {
-        Self { store }
+    pub(super) fn new(store: Store, layout: Layout) -> Self {
+        Self { store, layout }
+    }
+
+    fn id(&self, ino: INodeNo) -> NodeId {
+        self.layout.node(ino)
     }
 
     /// Passes an answer on, now or when it comes.
@@ -50,10 +56,6 @@ impl StoreFs {
             }
         }
     }
-}
-
-fn id(ino: INodeNo) -> NodeId {
-    NodeId(ino.0)
 }
 
 impl Filesystem for StoreFs {
@@ -83,12 +85,14 @@ impl Filesystem for StoreFs {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let step = self.store.lookup(id(parent), name.as_bytes());
-        self.answer(step, reply, |reply, found| match found {
+        let layout = self.layout;
+        let step = self.store.lookup(self.id(parent), name.as_bytes());
+        self.answer(step, reply, move |reply, found| match found {
             // A name leads to the same node for ever, even where the node's attributes change.
             Ok(Found::Node(attr)) => {
                 let (name, attr_ttl) = (time_to_live(Lasts::Forever), time_to_live(attr.lasts));
-                reply.entry_with_ttls(&name, &attr_ttl, &file_attr(&attr), Generation(0));
+                let attr = file_attr(&attr, layout.ino(attr.node));
+                reply.entry_with_ttls(&name, &attr_ttl, &attr, Generation(0));
             }
             Ok(Found::Never) => reply.entry(&NEVER_THERE, &nothing(), Generation(0)),
             Ok(Found::NotNow) => reply.entry(&NOT_THERE_NOW, &nothing(), Generation(0)),
@@ -97,15 +101,16 @@ impl Filesystem for StoreFs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.answer(self.store.attr(id(ino)), reply, |reply, attr| match attr {
-            Ok(attr) => reply.attr(&time_to_live(attr.lasts), &file_attr(&attr)),
+        let attr = self.store.attr(self.id(ino));
+        self.answer(attr, reply, move |reply, attr| match attr {
+            Ok(attr) => reply.attr(&time_to_live(attr.lasts), &file_attr(&attr, ino)),
             Err(error) => reply.error(errno(&error)),
         });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         self.answer(
-            self.store.readlink(id(ino)),
+            self.store.readlink(self.id(ino)),
             reply,
             |reply, target| match target {
                 Ok(target) => reply.data(&target),
@@ -149,7 +154,7 @@ impl Filesystem for StoreFs {
         thread_local! {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
-        let node = id(ino);
+        let node = self.id(ino);
         BUFFER.with_borrow_mut(
             |buffer| match self.store.read_now(node, offset, size, buffer) {
                 Some(Ok(())) => reply.data(buffer),
@@ -175,13 +180,14 @@ impl Filesystem for StoreFs {
         offset: u64,
         reply: ReplyDirectory,
     ) {
+        let layout = self.layout;
         self.answer(
-            self.store.directory(id(ino)),
+            self.store.directory(self.id(ino)),
             reply,
             move |mut reply, directory| match directory {
                 Ok(directory) => {
                     fill(&directory, offset, |attr, next, name| {
-                        reply.add(INodeNo(attr.node.0), next, file_type(attr.kind), name)
+                        reply.add(layout.ino(attr.node), next, file_type(attr.kind), name)
                     });
                     reply.ok();
                 }
@@ -198,22 +204,16 @@ impl Filesystem for StoreFs {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let layout = self.layout;
         self.answer(
-            self.store.directory(id(ino)),
+            self.store.directory(self.id(ino)),
             reply,
             move |mut reply, directory| match directory {
                 Ok(directory) => {
                     fill(&directory, offset, |attr, next, name| {
                         // One time-out is for name and attributes here, so the shorter of the two.
-                        let ttl = time_to_live(attr.lasts);
-                        reply.add(
-                            INodeNo(attr.node.0),
-                            next,
-                            name,
-                            &ttl,
-                            &file_attr(attr),
-                            Generation(0),
-                        )
+                        let (ttl, ino) = (time_to_live(attr.lasts), layout.ino(attr.node));
+                        reply.add(ino, next, name, &ttl, &file_attr(attr, ino), Generation(0))
                     });
                     reply.ok();
                 }

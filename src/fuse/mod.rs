@@ -14,5 +14,5 @@ mod filesystem;
 mod mount;
 mod mountpoint;
 
-pub use mount::{Mount, MountOptions, raise_read_ahead};
+pub use mount::{Layout, Mount, MountOptions, raise_read_ahead};
 pub use mountpoint::{MountError, mounted_by_narfs, unmount};

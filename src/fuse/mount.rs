@@ -39,6 +39,49 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Threads that take requests from the kernel.
     pub threads: usize,
+    /// What the mount's root is.
+    pub layout: Layout,
+}
+
+/// What the root of a mount is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// The store itself: a directory of store paths.
+    #[default]
+    Store,
+    /// `store/`, with everything, and `views/`, with a root directory for each view.
+    Node,
+}
+
+/// The kernel's number for the root of any mount.
+const ROOT: u64 = 1;
+
+impl Layout {
+    fn root(self) -> NodeId {
+        match self {
+            Self::Store => Store::whole(),
+            Self::Node => Store::top(),
+        }
+    }
+
+    /// The kernel's number of a node: the root changes its number with the node that has the root's.
+    pub(super) fn ino(self, node: NodeId) -> INodeNo {
+        INodeNo(self.swapped(node.0))
+    }
+
+    /// The node with this number.
+    pub(super) fn node(self, ino: INodeNo) -> NodeId {
+        NodeId(self.swapped(ino.0))
+    }
+
+    fn swapped(self, number: u64) -> u64 {
+        let root = self.root().0;
+        match number {
+            ROOT => root,
+            n if n == root => ROOT,
+            n => n,
+        }
+    }
 }
 
 /// A living mount. It ends when somebody unmounts it, with [`super::unmount`] or otherwise.
@@ -61,7 +104,7 @@ impl Mount {
         if !Path::new("/dev/fuse").exists() {
             return Err(MountError::NoDevice);
         }
-        let fs = StoreFs::new(store.clone());
+        let fs = StoreFs::new(store.clone(), options.layout);
         let failed = |source: io::Error| match source.kind() {
             // Without privilege, fuser runs fusermount3; where that is missing too: not found.
             io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => {
@@ -81,7 +124,7 @@ impl Mount {
             None => Session::new(fs, mountpoint, &config(options)),
         };
         let session = session.map_err(failed)?;
-        let mount = Self::run(store, session, Some(mountpoint.into()))?;
+        let mount = Self::run(store, session, Some(mountpoint.into()), options.layout)?;
         raise_read_ahead(mountpoint);
         Ok(mount)
     }
@@ -100,17 +143,18 @@ impl Mount {
             source,
         };
         let acl = acl(options);
-        let session = Session::from_fd(StoreFs::new(store.clone()), device, acl, config(options))
-            .map_err(io)?;
-        Self::run(store, session, None)
+        let fs = StoreFs::new(store.clone(), options.layout);
+        let session = Session::from_fd(fs, device, acl, config(options)).map_err(io)?;
+        Self::run(store, session, None, options.layout)
     }
 
     fn run(
         store: &Store,
         session: Session<StoreFs>,
         mountpoint: Option<PathBuf>,
+        layout: Layout,
     ) -> Result<Self, MountError> {
-        follow(store, session.notifier());
+        follow(store, session.notifier(), layout);
         let io = |source| MountError::Io {
             path: mountpoint.clone().unwrap_or_default(),
             source,
@@ -218,7 +262,7 @@ pub fn raise_read_ahead(mountpoint: &Path) {
 
 /// Tells the kernel what the store has dropped or replaced; on a thread of its own, since the
 /// kernel may take its time, and up to the store's end.
-fn follow(store: &Store, notifier: Notifier) {
+fn follow(store: &Store, notifier: Notifier, layout: Layout) {
     let mut events = store.events();
     let store = store.downgrade();
     std::thread::spawn(move || {
@@ -231,11 +275,18 @@ fn follow(store: &Store, notifier: Notifier) {
                         forget_pages(&notifier, &path);
                     }
                 }
-                Ok(Event::Replaced { old, path }) => {
-                    let root = INodeNo(NodeId::of(Node::Root(ViewId::WHOLE)).0);
-                    // A name that the kernel does not know needs no invalidation.
-                    let _ = notifier.inval_entry(root, path.to_string().as_ref());
+                Ok(Event::Replaced { old, path, views }) => {
+                    for view in views.into_iter().chain([ViewId::WHOLE]) {
+                        let root = layout.ino(NodeId::of(Node::Root(view)));
+                        // A name that the kernel does not know needs no invalidation.
+                        let _ = notifier.inval_entry(root, path.to_string().as_ref());
+                    }
                     tracing::debug!(slot = old.0, %path, "replaced");
+                }
+                Ok(Event::ViewGone(name)) => {
+                    let views = layout.ino(NodeId::of(Node::Views));
+                    // As above.
+                    let _ = notifier.inval_entry(views, name.as_str().as_ref());
                 }
                 // Whatever was missed may concern any path.
                 Err(RecvError::Lagged(_)) => {

@@ -364,6 +364,30 @@ impl Core {
         roots: &[StorePath],
         lane: Lane,
     ) -> ClosureReport {
+        self.admit_many(roots, None, lane, true).await
+    }
+
+    /// Admits paths, but nothing that they refer to.
+    pub(super) async fn admit_all(
+        self: &Arc<Self>,
+        paths: &[StorePath],
+        lane: Lane,
+    ) -> ClosureReport {
+        // Who names them has them from somebody who knew them; with one cache, it is this one.
+        let likely = match &*self.caches.usable() {
+            [only] => Some(only.clone()),
+            _ => None,
+        };
+        self.admit_many(paths, likely, lane, false).await
+    }
+
+    async fn admit_many(
+        self: &Arc<Self>,
+        roots: &[StorePath],
+        likely: Option<Substituter>,
+        lane: Lane,
+        references_too: bool,
+    ) -> ClosureReport {
         let mut report = ClosureReport::default();
         let mut seen: HashSet<StorePathHash> = HashSet::new();
         let mut running = FuturesUnordered::new();
@@ -379,7 +403,7 @@ impl Core {
         };
         for root in roots {
             if seen.insert(root.hash()) {
-                running.push(start(root, None));
+                running.push(start(root, likely.clone()));
             }
         }
         while let Some((path, outcome)) = running.next().await {
@@ -387,7 +411,8 @@ impl Core {
                 Ok(admitted) => {
                     // Its references are looked after here; no need to do it again for each.
                     admitted.touch();
-                    for reference in &admitted.references {
+                    let references = admitted.references.iter().filter(|_| references_too);
+                    for reference in references {
                         if seen.insert(reference.hash()) {
                             running
                                 .push(start(reference, Some(admitted.source.substituter.clone())));

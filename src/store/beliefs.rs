@@ -82,9 +82,11 @@ impl Core {
         });
         self.paths.insert(new.clone());
         self.paths.retire(old.slot);
+        let views = self.views.replace_slot(old.slot, slot);
         self.emit(Event::Replaced {
             old: old.slot,
             path: old.store_path.clone(),
+            views,
         });
         Ok(new)
     }

@@ -37,6 +37,16 @@ impl ViewId {
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Node {
+    /// The root of a mount that shows everything: `store`, `views`, `.nix-snapshotter`.
+    Top,
+    /// `.nix-snapshotter` there: what [`ViewId::WHOLE`] has, once more, since a directory can't be in two places.
+    TopStatusDir,
+    /// `views` there: a directory for each view.
+    Views,
+    /// The root of a view: `nix`, `.nix-snapshotter`.
+    ViewRoot(ViewId),
+    /// `nix` there: `store`.
+    ViewNix(ViewId),
     /// The directory of store paths of a view.
     Root(ViewId),
     /// `.nix-snapshotter` of a view.
@@ -64,6 +74,11 @@ pub struct NodeId(pub u64);
 const ROOT: u64 = 1;
 const STATUS_DIR: u64 = 2;
 const SUMMARY: u64 = 3;
+const VIEW_ROOT: u64 = 4;
+const VIEW_NIX: u64 = 5;
+const TOP: u64 = 6;
+const TOP_STATUS_DIR: u64 = 7;
+const VIEWS: u64 = 8;
 
 impl NodeId {
     /// The number of `node`.
@@ -71,6 +86,11 @@ impl NodeId {
         let view = |v: ViewId| u64::from(v.0) << (ENTRY_BITS + SLOT_BITS);
         let slot = |s: Slot| u64::from(s.0) << ENTRY_BITS;
         Self(match node {
+            Node::Top => TOP,
+            Node::TopStatusDir => TOP_STATUS_DIR,
+            Node::Views => VIEWS,
+            Node::ViewRoot(v) => view(v) | VIEW_ROOT,
+            Node::ViewNix(v) => view(v) | VIEW_NIX,
             Node::Root(v) => view(v) | ROOT,
             Node::StatusDir(v) => view(v) | STATUS_DIR,
             Node::Summary(v) => view(v) | SUMMARY,
@@ -95,6 +115,11 @@ impl NodeId {
             (false, 0, ROOT) => Some(Node::Root(view)),
             (false, 0, STATUS_DIR) => Some(Node::StatusDir(view)),
             (false, 0, SUMMARY) => Some(Node::Summary(view)),
+            (false, 0, VIEW_ROOT) if view != ViewId::WHOLE => Some(Node::ViewRoot(view)),
+            (false, 0, VIEW_NIX) if view != ViewId::WHOLE => Some(Node::ViewNix(view)),
+            (false, 0, TOP) if view == ViewId::WHOLE => Some(Node::Top),
+            (false, 0, TOP_STATUS_DIR) if view == ViewId::WHOLE => Some(Node::TopStatusDir),
+            (false, 0, VIEWS) if view == ViewId::WHOLE => Some(Node::Views),
             (false, 0, _) => None,
             (false, _, entry) => Some(Node::Entry {
                 view,
@@ -118,7 +143,13 @@ mod tests {
     fn any_node() -> impl Strategy<Value = Node> {
         let view = || (0u16..1 << VIEW_BITS).prop_map(ViewId);
         let slot = || (1u32..1 << SLOT_BITS).prop_map(Slot);
+        let named = || (1u16..1 << VIEW_BITS).prop_map(ViewId);
         prop_oneof![
+            Just(Node::Top),
+            Just(Node::TopStatusDir),
+            Just(Node::Views),
+            named().prop_map(Node::ViewRoot),
+            named().prop_map(Node::ViewNix),
             view().prop_map(Node::Root),
             view().prop_map(Node::StatusDir),
             view().prop_map(Node::Summary),

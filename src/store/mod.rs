@@ -6,6 +6,8 @@
 //!
 //! ```text
 //! nodes.rs     names, attributes, directories, reads, by inode number
+//! directory.rs lists of names
+//! own_nodes.rs the directories that are the mount's own: its root, views, status
 //! admit.rs     store path ──▶ trusted narinfo ──▶ compiled tree ──▶ slot; whole closures
 //! beliefs.rs   trees that no NAR has confirmed yet
 //! caches.rs    in which order the caches are asked
@@ -17,6 +19,7 @@
 //! status.rs    what `.nix-snapshotter` shows
 //! check.rs     hashing what is kept             room.rs  making room: gc, the quota
 //! path.rs      the table of known paths         ids.rs   inode numbers
+//! views.rs     named subsets of the store
 //! ```
 //!
 //! Concurrency: everything is shared by `Arc`, tasks run on the caller's tokio runtime. Locks are
@@ -29,18 +32,21 @@ mod caches;
 mod check;
 mod counters;
 mod describe;
+mod directory;
 mod error;
 mod fetch;
 mod ids;
 mod lanes;
 mod narinfo;
 mod nodes;
+mod own_nodes;
 mod path;
 mod read_ahead;
 mod room;
 mod settings;
 mod status;
 mod upkeep;
+mod views;
 
 use std::{
     collections::HashMap,
@@ -67,12 +73,14 @@ pub use admit::ClosureReport;
 pub use check::{CheckReport, Checked, Condition};
 pub use counters::{Counter, Counters};
 pub use describe::Description;
+pub use directory::{Directory, DirectoryEntry};
 pub use error::StoreError;
 pub use ids::{Node, NodeId, Slot, ViewId};
 pub use lanes::Lane;
-pub use nodes::{Attr, Directory, DirectoryEntry, Found, Kind, Lasts, Step};
+pub use nodes::{Attr, Found, Kind, Lasts, Step};
 pub use path::{LastError, Path};
 pub use settings::{Settings, Verify};
+pub use views::{ViewContents, ViewName, ViewNameError};
 
 use admit::Admissions;
 use caches::Caches;
@@ -82,6 +90,7 @@ use path::PathTable;
 use read_ahead::Examined;
 use room::Room;
 use status::StatusClock;
+use views::Views;
 
 /// Events that a slow front end may be behind before it has to look at everything anew.
 const EVENT_QUEUE: usize = 1024;
@@ -99,7 +108,11 @@ pub enum Event {
         old: Slot,
         /// The name.
         path: StorePath,
+        /// The views in whose stores it stands, besides the whole.
+        views: Vec<ViewId>,
     },
+    /// The name leads to this view no longer.
+    ViewGone(ViewName),
 }
 
 /// A lazy store. Clones share it.
@@ -127,6 +140,7 @@ pub(crate) struct Core {
     runtime: Handle,
     lanes: Lanes,
     paths: PathTable,
+    views: Views,
     admissions: Admissions,
     /// The first path of an empty store was named: see `only_cache_of_an_empty_store`.
     first_named: AtomicBool,
@@ -160,6 +174,9 @@ impl Store {
             .into_iter()
             .map(|(slot, path)| (Slot(slot), path))
             .collect();
+        let paths = PathTable::with_slots(slots);
+        let views = Views::load(&content, &paths)?;
+        paths.retire_replaced();
         let connections = settings.connections.max(1);
         let background = connections.saturating_sub(KEPT_FOR_DEMAND).max(1);
         Ok(Self(Arc::new(Core {
@@ -169,7 +186,8 @@ impl Store {
             tries: tries.max(1),
             runtime,
             lanes: Lanes::default(),
-            paths: PathTable::with_slots(slots),
+            paths,
+            views,
             admissions: Admissions::default(),
             first_named: AtomicBool::new(false),
             examined: Examined::default(),

@@ -2,29 +2,23 @@
 //!
 //! What is in memory or on disk is answered at once ([`Step::Ready`], or `Some` of
 //! [`Store::read_now`]); what has to be waited for comes as a future. Nothing here blocks for
-//! longer than a read of the local disk.
+//! longer than a read of the local disk. What is no part of a store path is in `own_nodes.rs`.
 
-use std::{
-    ops::Range,
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{ops::Range, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
-    Core, Lane, Node, NodeId, Path, Slot, Store, StoreError, ViewId, fetch::Delivered, status,
+    Core, Directory, Lane, Node, NodeId, Path, Slot, Store, StoreError, ViewId, fetch::Delivered,
     unix_now,
 };
 use crate::{
     content::ContentError,
-    nix::StorePath,
     tree::{self, EntryIndex},
 };
 
 /// The hidden directory of the status files; found by name, never listed.
 pub const STATUS_DIR: &str = ".nix-snapshotter";
 /// Nix sets every modification time in a store to this second after the epoch.
-const STORE_MTIME: Duration = Duration::from_secs(1);
+pub(super) const STORE_MTIME: Duration = Duration::from_secs(1);
 
 /// An answer, or the future that brings it.
 pub enum Step<T> {
@@ -85,79 +79,17 @@ pub enum Found {
     NotNow,
 }
 
-/// A directory that can be listed.
-pub enum Directory {
-    /// The store paths of a view, with the view.
-    Root(ViewId, Vec<(Slot, StorePath, Attr)>),
-    /// The status files, with their store paths.
-    Status(ViewId, Vec<(Slot, StorePath)>),
-    /// A directory in a store path.
-    Inside(ViewId, Arc<Path>, EntryIndex, Range<u32>),
-}
-
-/// One name in a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DirectoryEntry {
-    /// Where the listing goes on behind this name; 0 is the beginning.
-    pub next: u64,
-    /// Its bytes.
-    pub name: Vec<u8>,
-    /// Attributes of what it leads to.
-    pub attr: Attr,
-}
-
 impl Store {
     /// What `name` leads to in the directory `parent`.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Step<Found> {
         self.0.counters.lookups.add(1);
         match parent.node() {
-            Some(Node::Root(view)) => self.lookup_root(view, name),
-            Some(Node::StatusDir(view)) => Step::Ready(Ok(self.lookup_status(view, name))),
             Some(Node::Entry { view, slot, entry }) => {
                 let name = name.to_vec();
                 self.with_path(slot, move |_, path| lookup_inside(view, path, entry, &name))
             }
-            Some(Node::Summary(_) | Node::Status(_)) => Step::Ready(Err(StoreError::NotADirectory)),
+            Some(own) => self.lookup_own(own, name),
             None => Step::Ready(Err(StoreError::NoNode)),
-        }
-    }
-
-    fn lookup_root(&self, view: ViewId, name: &[u8]) -> Step<Found> {
-        if name == STATUS_DIR.as_bytes() {
-            return Step::Ready(Ok(Found::Node(self.0.listing_attr(Node::StatusDir(view)))));
-        }
-        // Programs probe all kinds of names in a directory; only store paths are worth a request.
-        let Ok(path) = StorePath::from_bytes(name) else {
-            return Step::Ready(Ok(Found::Never));
-        };
-        if let Some(known) = self.known(&path) {
-            return Step::Ready(self.0.found_path(view, &known));
-        }
-        let core = self.0.clone();
-        Step::Wait(Box::pin(async move {
-            match core.admit_in_time(&path).await {
-                Ok(admitted) => core.found_path(view, &admitted),
-                Err(error) if error.is_absence() => Ok(Found::NotNow),
-                Err(error) => Err(error),
-            }
-        }))
-    }
-
-    fn lookup_status(&self, view: ViewId, name: &[u8]) -> Found {
-        if name == status::SUMMARY.as_bytes() {
-            return Found::Node(self.0.status_attr(Node::Summary(view)));
-        }
-        let path = name
-            .strip_suffix(status::SUFFIX.as_bytes())
-            .map(StorePath::from_bytes);
-        let Some(Ok(path)) = path else {
-            return Found::Never;
-        };
-        match self.0.paths.slot(&path.hash()) {
-            Some((slot, entry)) if entry.store_path == path => {
-                Found::Node(self.0.status_attr(Node::Status(slot)))
-            }
-            _ => Found::NotNow,
         }
     }
 
@@ -165,15 +97,10 @@ impl Store {
     pub fn attr(&self, node: NodeId) -> Step<Attr> {
         self.0.counters.getattrs.add(1);
         match node.node() {
-            Some(n @ (Node::Root(_) | Node::StatusDir(_))) => {
-                Step::Ready(Ok(self.0.listing_attr(n)))
-            }
-            Some(n @ (Node::Summary(_) | Node::Status(_))) => {
-                Step::Ready(Ok(self.0.status_attr(n)))
-            }
             Some(Node::Entry { view, slot, entry }) => self.with_path(slot, move |_, path| {
                 entry_attr(view, path, entry).ok_or(StoreError::NoNode)
             }),
+            Some(own) => Step::Ready(self.own_node_attr(own)),
             None => Step::Ready(Err(StoreError::NoNode)),
         }
     }
@@ -196,16 +123,8 @@ impl Store {
         self.0.counters.readdirs.add(1);
         match node.node() {
             Some(Node::Root(view)) => self.list_root(view),
-            Some(Node::StatusDir(view)) => {
-                let slots = self
-                    .0
-                    .paths
-                    .slots()
-                    .into_iter()
-                    .map(|(s, e)| (s, e.store_path))
-                    .collect();
-                Step::Ready(Ok(Directory::Status(view, slots)))
-            }
+            Some(node @ Node::StatusDir(view)) => Step::Ready(self.list_status(node, view)),
+            Some(node @ Node::TopStatusDir) => Step::Ready(self.list_status(node, ViewId::WHOLE)),
             Some(Node::Entry { view, slot, entry }) => {
                 self.with_path(slot, move |_, path| match path.tree.node(entry) {
                     Some(tree::Node::Directory { children }) => {
@@ -215,38 +134,9 @@ impl Store {
                     None => Err(StoreError::NoNode),
                 })
             }
-            Some(_) => Step::Ready(Err(StoreError::NotADirectory)),
+            Some(own) => Step::Ready(self.list_own(own)),
             None => Step::Ready(Err(StoreError::NoNode)),
         }
-    }
-
-    fn list_root(&self, view: ViewId) -> Step<Directory> {
-        let core = self.0.clone();
-        let entries = core.paths.slots();
-        let list = move |entries: Vec<(Slot, super::path::SlotEntry)>| {
-            let known = entries.into_iter().filter_map(|(slot, entry)| {
-                let path = entry.path?;
-                Some((
-                    slot,
-                    entry.store_path,
-                    entry_attr(view, &path, EntryIndex(0))?,
-                ))
-            });
-            Ok(Directory::Root(view, known.collect()))
-        };
-        if entries.iter().all(|(_, e)| e.path.is_some()) {
-            return Step::Ready(list(entries));
-        }
-        // Paths of an earlier run: their kind is in their trees, which are on disk.
-        Step::Wait(Box::pin(async move {
-            for (slot, _) in entries.iter().filter(|(_, e)| e.path.is_none()) {
-                // One that can't be loaded now is left out and found by name later.
-                if let Err(error) = core.load(*slot).await {
-                    tracing::debug!(slot = slot.0, %error, "not listed");
-                }
-            }
-            list(core.paths.slots())
-        }))
     }
 
     /// Reads into `buf` what can be read without waiting for anything but the local disk;
@@ -274,17 +164,15 @@ impl Store {
                 self.0.counters.read_bytes.add(buf.len() as u64);
                 Some(done)
             }
+            // What is not loaded is looked up in the state directory, which may be much to look at.
+            Some(Node::Summary(view)) if !self.0.all_loaded(view) => None,
             Some(n @ (Node::Status(_) | Node::Summary(_))) => {
                 self.0.counters.reads.add(1);
                 let document = match self.0.status_document(n) {
                     Ok(document) => document,
                     Err(error) => return Some(Err(error)),
                 };
-                let from = usize::try_from(offset)
-                    .unwrap_or(usize::MAX)
-                    .min(document.len());
-                let to = from.saturating_add(size as usize).min(document.len());
-                buf.extend_from_slice(&document[from..to]);
+                buf.extend_from_slice(part(&document, offset, size));
                 Some(Ok(()))
             }
             Some(_) => Some(Err(StoreError::IsADirectory)),
@@ -297,6 +185,15 @@ impl Store {
     /// # Errors
     /// Whatever made the fetch fail; the next read tries anew.
     pub async fn read(&self, node: NodeId, offset: u64, size: u32) -> Result<Vec<u8>, StoreError> {
+        if let Some(summary @ Node::Summary(_)) = node.node() {
+            self.0.counters.reads.add(1);
+            let core = self.0.clone();
+            let made = self
+                .runtime()
+                .spawn_blocking(move || core.status_document(summary));
+            let document = made.await.map_err(|_| StoreError::Stopping)??;
+            return Ok(part(&document, offset, size).to_vec());
+        }
         let Some(Node::Entry { slot, entry, .. }) = node.node() else {
             let mut buf = Vec::new();
             return match self.read_now(node, offset, size, &mut buf) {
@@ -316,10 +213,10 @@ impl Store {
     }
 
     /// Answers at once if the path in `slot` is loaded, else after loading it.
-    fn with_path<T: Send + 'static>(
+    pub(super) fn with_path<T: Send + 'static>(
         &self,
         slot: Slot,
-        answer: impl FnOnce(&Core, &Arc<Path>) -> Result<T, StoreError> + Send + 'static,
+        answer: impl FnOnce(&Arc<Core>, &Arc<Path>) -> Result<T, StoreError> + Send + 'static,
     ) -> Step<T> {
         if let Some(path) = self.0.paths.loaded(slot) {
             return Step::Ready(answer(&self.0, &path));
@@ -334,7 +231,7 @@ impl Store {
 
 impl Core {
     /// The path in a slot, loaded from the state directory (or the caches) if need be.
-    async fn load(self: &Arc<Self>, slot: Slot) -> Result<Arc<Path>, StoreError> {
+    pub(super) async fn load(self: &Arc<Self>, slot: Slot) -> Result<Arc<Path>, StoreError> {
         if let Some(path) = self.paths.loaded(slot) {
             return Ok(path);
         }
@@ -348,7 +245,11 @@ impl Core {
         }
     }
 
-    fn found_path(self: &Arc<Self>, view: ViewId, path: &Arc<Path>) -> Result<Found, StoreError> {
+    pub(super) fn found_path(
+        self: &Arc<Self>,
+        view: ViewId,
+        path: &Arc<Path>,
+    ) -> Result<Found, StoreError> {
         self.touch(path);
         entry_attr(view, path, EntryIndex(0))
             .map(Found::Node)
@@ -431,6 +332,15 @@ impl Core {
     }
 }
 
+/// What a read of a document gets.
+fn part(document: &[u8], offset: u64, size: u32) -> &[u8] {
+    let from = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(document.len());
+    let to = from.saturating_add(size as usize).min(document.len());
+    &document[from..to]
+}
+
 fn kind_of(path: &Path, entry: EntryIndex) -> Option<Kind> {
     Some(match path.tree.node(entry)? {
         tree::Node::Directory { .. } => Kind::Directory,
@@ -440,7 +350,7 @@ fn kind_of(path: &Path, entry: EntryIndex) -> Option<Kind> {
 }
 
 /// Attributes of an entry as seen in `view`: only directories have a number of their own in it.
-fn entry_attr(view: ViewId, path: &Path, entry: EntryIndex) -> Option<Attr> {
+pub(super) fn entry_attr(view: ViewId, path: &Path, entry: EntryIndex) -> Option<Attr> {
     let (view, size) = match path.tree.node(entry)? {
         tree::Node::Directory { .. } => (view, 0),
         tree::Node::Regular { size, .. } => (ViewId::WHOLE, size),
@@ -501,93 +411,5 @@ fn file_end(path: &Path, entry: EntryIndex) -> u64 {
     match path.tree.node(entry) {
         Some(tree::Node::Regular { size, offset, .. }) => offset + size,
         _ => 0,
-    }
-}
-
-impl Directory {
-    /// Names behind the cookie `after` (0: from the beginning), in a stable order.
-    pub fn entries(&self, after: u64) -> Box<dyn Iterator<Item = DirectoryEntry> + '_> {
-        match self {
-            Directory::Root(_, paths) => Box::new(
-                paths
-                    .iter()
-                    .filter(move |(slot, ..)| u64::from(slot.0) > after)
-                    .map(|(slot, path, attr)| DirectoryEntry {
-                        next: slot.0.into(),
-                        name: path.to_string().into_bytes(),
-                        attr: *attr,
-                    }),
-            ),
-            Directory::Status(view, paths) => {
-                let summary = (after == 0)
-                    .then(|| status_entry(1, status::SUMMARY.into(), Node::Summary(*view)));
-                Box::new(
-                    summary.into_iter().chain(
-                        paths
-                            .iter()
-                            .filter(move |(slot, _)| u64::from(slot.0) + 1 > after)
-                            .map(|(slot, path)| {
-                                let name = format!("{path}{}", status::SUFFIX);
-                                status_entry(u64::from(slot.0) + 1, name, Node::Status(*slot))
-                            }),
-                    ),
-                )
-            }
-            Directory::Inside(view, path, _, children) => {
-                let first = u64::from(children.start).saturating_add(after);
-                let range =
-                    u32::try_from(first).unwrap_or(u32::MAX).min(children.end)..children.end;
-                Box::new(range.filter_map(move |n| {
-                    let entry = EntryIndex(n);
-                    Some(DirectoryEntry {
-                        next: u64::from(n - children.start) + 1,
-                        name: path.tree.name(entry).to_vec(),
-                        attr: entry_attr(*view, path, entry)?,
-                    })
-                }))
-            }
-        }
-    }
-
-    /// The directory's own attributes, and its parent's.
-    pub fn itself(&self) -> (NodeId, NodeId) {
-        match self {
-            Directory::Root(view, _) => {
-                (NodeId::of(Node::Root(*view)), NodeId::of(Node::Root(*view)))
-            }
-            Directory::Status(view, _) => (
-                NodeId::of(Node::StatusDir(*view)),
-                NodeId::of(Node::Root(*view)),
-            ),
-            Directory::Inside(view, path, entry, _) => {
-                let of = |entry| {
-                    NodeId::of(Node::Entry {
-                        view: *view,
-                        slot: path.slot,
-                        entry,
-                    })
-                };
-                let parent = match entry.0 {
-                    0 => NodeId::of(Node::Root(*view)),
-                    _ => of(path.tree.parent(*entry)),
-                };
-                (of(*entry), parent)
-            }
-        }
-    }
-}
-
-fn status_entry(next: u64, name: String, node: Node) -> DirectoryEntry {
-    let mtime = UNIX_EPOCH.elapsed().unwrap_or(STORE_MTIME);
-    DirectoryEntry {
-        next,
-        name: name.into_bytes(),
-        attr: Attr {
-            node: NodeId::of(node),
-            kind: Kind::File { executable: false },
-            size: status::DOCUMENT_SIZE as u64,
-            mtime,
-            lasts: Lasts::No,
-        },
     }
 }

@@ -185,6 +185,12 @@ impl PathTable {
         table
     }
 
+    /// The slot that counts for the path in this one.
+    pub fn newest(&self, slot: Slot) -> Option<Slot> {
+        let entry = self.entry(slot)?;
+        Some(self.slot(&entry.store_path.hash())?.0)
+    }
+
     fn put(&self, slot: Slot, entry: SlotEntry) {
         let digest = entry.store_path.hash();
         let mut digests = lock!(self.digests, write);
@@ -216,6 +222,16 @@ impl PathTable {
         if let Some(entry) = lock!(self.slots, write).get_mut(slot.0 as usize) {
             *entry = None;
             self.version.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Takes every slot out of use whose path has a newer one: what a replaced tree of an earlier run had.
+    pub fn retire_replaced(&self) {
+        for (slot, entry) in self.slots() {
+            let newest = self.slot(&entry.store_path.hash());
+            if newest.is_some_and(|(n, e)| n != slot && e.store_path == entry.store_path) {
+                self.retire(slot);
+            }
         }
     }
 

@@ -113,7 +113,7 @@ impl Core {
         });
     }
 
-    /// NARs that roots keep: those of their paths and of everything these refer to.
+    /// NARs that roots and views keep: those of their paths and of everything these refer to.
     fn rooted(&self) -> Result<HashSet<NarHash>, StoreError> {
         let mut rooted = HashSet::new();
         let mut seen: HashSet<StorePathHash> = HashSet::new();
@@ -123,6 +123,7 @@ impl Core {
             .roots()?
             .into_iter()
             .flat_map(|(_, paths)| paths)
+            .chain(self.viewed().into_values())
             .collect();
         while let Some(path) = next.pop() {
             if !seen.insert(path.hash()) {

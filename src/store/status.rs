@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, hash_map::DefaultHasher},
     hash::{Hash, Hasher},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -17,7 +17,7 @@ use narfs_state_schema::{
 };
 
 use super::{
-    Attr, Core, Kind, Lasts, Node, NodeId, Path, Slot, Store, StoreError,
+    Attr, Core, Kind, Lasts, Node, NodeId, Path, Slot, Store, StoreError, ViewId,
     caches::wrong_store,
     path::{LastError, SlotEntry},
 };
@@ -40,7 +40,7 @@ pub(super) struct StatusClock(Mutex<HashMap<NodeId, (u64, Duration)>>);
 
 impl StatusClock {
     /// The time at which the content with this fingerprint was first seen; strictly growing.
-    fn changed_at(&self, node: NodeId, fingerprint: u64) -> Duration {
+    pub fn changed_at(&self, node: NodeId, fingerprint: u64) -> Duration {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -86,13 +86,11 @@ impl Store {
 impl Core {
     pub(super) fn status_attr(&self, node: Node) -> Attr {
         let id = NodeId::of(node);
+        let fold = |f: u64, p: &Arc<Path>| f ^ self.fingerprint(p).rotate_left(p.slot.0 % 64);
         let fingerprint = match node {
             Node::Status(slot) => self.paths.loaded(slot).map_or(0, |p| self.fingerprint(&p)),
-            _ => self
-                .paths
-                .find(|_| true)
-                .iter()
-                .fold(1, |f, p| f ^ self.fingerprint(p).rotate_left(p.slot.0 % 64)),
+            Node::Summary(view) => self.loaded_in(view).iter().fold(1, fold),
+            _ => 0,
         };
         Attr {
             node: id,
@@ -100,19 +98,6 @@ impl Core {
             size: DOCUMENT_SIZE as u64,
             mtime: self.status_clock.changed_at(id, fingerprint),
             lasts: Lasts::No,
-        }
-    }
-
-    /// Attributes of a directory whose names are those of the known paths.
-    pub(super) fn listing_attr(&self, node: Node) -> Attr {
-        let id = NodeId::of(node);
-        let mtime = self.status_clock.changed_at(id, self.paths.version());
-        Attr {
-            node: id,
-            kind: Kind::Directory,
-            size: 0,
-            mtime,
-            lasts: Lasts::Shortly,
         }
     }
 
@@ -134,7 +119,7 @@ impl Core {
 
     pub(super) fn status_document(&self, node: Node) -> Result<Vec<u8>, StoreError> {
         match node {
-            Node::Summary(_) => Ok(schema::render_padded(&self.summary(), DOCUMENT_SIZE)),
+            Node::Summary(view) => Ok(schema::render_padded(&self.summary(view)?, DOCUMENT_SIZE)),
             Node::Status(slot) => match self.paths.loaded(slot) {
                 Some(path) => Ok(schema::render_padded(
                     &self.path_status(&path),
@@ -257,16 +242,46 @@ impl Core {
         })
     }
 
-    fn summary(&self) -> Summary {
+    /// The loaded paths that a view shows.
+    fn loaded_in(&self, view: ViewId) -> Vec<Arc<Path>> {
+        match self.views.get(view) {
+            Some(view) => {
+                let loaded = |slot: &Slot| self.paths.loaded(*slot);
+                view.shown().iter().filter_map(loaded).collect()
+            }
+            None if view == ViewId::WHOLE => self.paths.find(|_| true),
+            None => Vec::new(),
+        }
+    }
+
+    /// Whether everything that a view's summary counts is in memory. That of the whole store
+    /// counts what was used in this run.
+    pub(super) fn all_loaded(&self, view: ViewId) -> bool {
+        self.views
+            .get(view)
+            .is_none_or(|view| view.shown().len() == self.loaded_in(view.id).len())
+    }
+
+    fn summary(&self, view: ViewId) -> Result<Summary, StoreError> {
         let (mut paths, mut size, mut fetched_size, mut errors) = (StateCounts::default(), 0, 0, 0);
-        for path in self.paths.find(|_| true) {
+        for path in self.loaded_in(view) {
             let (state, fetched, _) = self.progress(&path);
             paths.add(state);
             size += path.nar_size;
             fetched_size += fetched;
             errors += u64::from(path.health().failing);
         }
-        self.summary_of(paths, size, fetched_size, errors)
+        if view != ViewId::WHOLE {
+            let unloaded = self.slots_of(view, true)?.into_iter();
+            for (_, entry) in unloaded.filter(|(_, entry)| entry.path.is_none()) {
+                if let Some(status) = self.slot_status(&entry) {
+                    paths.add(status.state);
+                    size += status.size;
+                    fetched_size += status.fetched_size;
+                }
+            }
+        }
+        Ok(self.summary_of(paths, size, fetched_size, errors))
     }
 
     fn summary_of(&self, paths: StateCounts, size: u64, fetched_size: u64, errors: u64) -> Summary {

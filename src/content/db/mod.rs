@@ -2,17 +2,18 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `meta` | name | number: `schema` (version of these tables), `next_slot` |
+//! | `meta` | name | number: `schema` (version of these tables), `next_slot`, `next_view` |
 //! | `slots` | digest of a store path, 20 bytes | its newest slot, its name |
 //! | `paths` | slot | base name of the store path |
 //! | `narinfos` | digest, substituter | seconds since 1970 when fetched, text of the narinfo or none (not there) |
 //! | `roots` | name | base names of store paths, one a line |
+//! | `views` | name | its number, slots of its paths, slots of the paths in its status directory |
 //! | `uses` | NAR hash, 32 bytes | seconds since 1970 of the last use |
 //! | `facts` | digest | JSON, [`PathFacts`] |
 //! | `cache-infos` | substituter | seconds since 1970 when fetched, its `nix-cache-info` |
 //!
 //! Everything in it can be had again, at the price of requests, but the slots: they are inode numbers that a mount
-//! has given out. So a file that is damaged is put aside as `narfs.redb.damaged-<n>` and a fresh one is begun, whose
+//! has given out, and the views', which are parts of them. So a file that is damaged is put aside as `narfs.redb.damaged-<n>` and a fresh one is begun, whose
 //! slots start in another part of their range.
 //!
 //! Writes go through one thread. It takes whatever waits into one transaction and answers after the commit, so that
@@ -25,11 +26,13 @@ mod narinfos;
 mod open;
 mod roots;
 mod slots;
+mod views;
 mod writer;
 
 pub use facts::{PathError, PathFacts};
 pub use narinfos::{CachedNarinfo, NarinfoTtl};
 pub use slots::MAX_SLOT;
+pub use views::{KeptView, MAX_VIEW};
 pub use writer::Pending;
 
 use std::{
@@ -47,8 +50,9 @@ use crate::nix::NarHash;
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const USES: TableDefinition<&[u8; 32], u64> = TableDefinition::new("uses");
 
-/// Version of the tables. An older one is begun afresh, a newer one refused.
-pub const SCHEMA: u64 = 1;
+/// Version of the tables. An older one is brought up to date, a newer one refused: a program that knows nothing of
+/// views would collect what they root.
+pub const SCHEMA: u64 = 2;
 
 /// The database of a state directory.
 pub struct Db {

@@ -9,7 +9,7 @@ use std::{
 
 use redb::{Builder, Database, ReadableDatabase};
 
-use super::{META, SCHEMA, USES, cache_infos, facts, narinfos, roots, sheltered, slots};
+use super::{META, SCHEMA, USES, cache_infos, facts, narinfos, roots, sheltered, slots, views};
 use crate::content::ContentError;
 
 /// Memory for pages of the database, in bytes. Lookups are few (the store keeps what it uses), and the page cache
@@ -97,34 +97,59 @@ fn attempt(path: &Path) -> Result<Database, Fault> {
         }
     })?;
     match schema {
-        Some(SCHEMA) => {
-            // Every mount depends on them: better known now than at the first lookup.
-            sheltered(|| slots::read_all(&database.begin_read()?).map(|_| ()))?;
-            sheltered(|| roots::read_all(&database.begin_read()?).map(|_| ()))?;
+        Some(SCHEMA) => sheltered(|| check_tables(&database))?,
+        // The same tables but for the views.
+        Some(1) => {
+            let first_view = views::first_view(damaged_count(path));
+            sheltered(|| add_views(&database, first_view))?;
+            sheltered(|| check_tables(&database))?;
         }
         Some(newer) if newer > SCHEMA => return Err(Fault::Newer(newer)),
         Some(older) => return Err(Fault::Damaged(format!("its tables have version {older}"))),
         None => {
             let first_slot = slots::first_slot(damaged_count(path));
-            sheltered(|| make_tables(&database, first_slot))?;
+            let first_view = views::first_view(damaged_count(path));
+            sheltered(|| make_tables(&database, first_slot, first_view))?;
         }
     }
     Ok(database)
 }
 
-fn make_tables(database: &Database, first_slot: u64) -> Result<(), redb::Error> {
+fn make_tables(database: &Database, first_slot: u64, first_view: u64) -> Result<(), redb::Error> {
     let txn = database.begin_write()?;
     {
         let mut meta = txn.open_table(META)?;
         meta.insert("schema", SCHEMA)?;
         meta.insert(slots::NEXT, first_slot)?;
+        meta.insert(views::NEXT, first_view)?;
         txn.open_table(slots::SLOTS)?;
         txn.open_table(slots::PATHS)?;
         txn.open_table(narinfos::NARINFOS)?;
         txn.open_table(roots::ROOTS)?;
+        txn.open_table(views::VIEWS)?;
         txn.open_table(USES)?;
         txn.open_table(facts::FACTS)?;
         txn.open_table(cache_infos::CACHE_INFOS)?;
+    }
+    Ok(txn.commit()?)
+}
+
+/// Every mount depends on these: better known now than at the first lookup.
+fn check_tables(database: &Database) -> Result<(), redb::Error> {
+    let txn = database.begin_read()?;
+    slots::read_all(&txn)?;
+    roots::read_all(&txn)?;
+    views::read_all(&txn)?;
+    Ok(())
+}
+
+fn add_views(database: &Database, first_view: u64) -> Result<(), redb::Error> {
+    let txn = database.begin_write()?;
+    {
+        let mut meta = txn.open_table(META)?;
+        meta.insert("schema", SCHEMA)?;
+        meta.insert(views::NEXT, first_view)?;
+        txn.open_table(views::VIEWS)?;
     }
     Ok(txn.commit()?)
 }
