@@ -4,7 +4,7 @@
     reason = "every test binary includes this file and uses a part of it"
 )]
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, io::Read, path::Path};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -18,6 +18,8 @@ pub const MTIME: u64 = 1_600_000_000;
 pub struct Layer {
     tar: Option<tar::Builder<Vec<u8>>>,
     annotations: BTreeMap<String, String>,
+    /// Of another image, as it is: its descriptor, its bytes, and the digest of its tar.
+    taken: Option<(Value, Vec<u8>, Value)>,
 }
 
 /// Owner and permissions of an entry.
@@ -44,6 +46,35 @@ impl Owned {
 impl Layer {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The uppermost layer of the image in an archive, as it is there.
+    pub fn last_of(archive: &Path) -> Self {
+        let mut files = BTreeMap::new();
+        let opened = fs::File::open(archive).expect("an archive");
+        for entry in tar::Archive::new(opened).entries().expect("a tar") {
+            let mut entry = entry.expect("an entry");
+            let name = entry.path().expect("a name").display().to_string();
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).expect("read");
+            files.insert(name, bytes);
+        }
+        let blob = |digest: &Value| {
+            let digest = digest.as_str().expect("a digest").replace(':', "/");
+            &files[&format!("blobs/{digest}")]
+        };
+        let json = |bytes: &[u8]| -> Value { serde_json::from_slice(bytes).expect("JSON") };
+        let index = json(&files["index.json"]);
+        let manifest = json(blob(&index["manifests"][0]["digest"]));
+        let config = json(blob(&manifest["config"]["digest"]));
+        let last = |list: &Value| list.as_array().and_then(|list| list.last().cloned());
+        let layer = last(&manifest["layers"]).expect("a layer");
+        let id = last(&config["rootfs"]["diff_ids"]).expect("a layer");
+        let bytes = blob(&layer["digest"]).clone();
+        Self {
+            taken: Some((layer, bytes, id)),
+            ..Self::default()
+        }
     }
 
     /// An annotation of the layer's descriptor.
@@ -184,9 +215,15 @@ impl Image {
         };
         let (mut layers, mut ids) = (Vec::new(), Vec::new());
         for layer in self.layers {
+            if let Some((descriptor, bytes, id)) = layer.taken {
+                put(bytes);
+                layers.push(descriptor);
+                ids.push(id);
+                continue;
+            }
             let (tar, annotations) = layer.finish();
             let (digest, size) = put(tar);
-            ids.push(digest.clone());
+            ids.push(json!(digest));
             layers.push(json!({
                 "mediaType": "application/vnd.oci.image.layer.v1.tar",
                 "digest": digest, "size": size, "annotations": annotations,

@@ -1,0 +1,148 @@
+//! Real programs from Nix images, imported and run with `ctr`.
+
+use std::{path::Path, process::Command};
+
+use narfs::nix::Compression;
+
+use crate::{
+    containerd::Version,
+    corpus,
+    mounted::{read_json, run, wait_until},
+    synthetic::{Cache, Listed, Node},
+    world::{LOOK, NARFS, Status, World, build},
+};
+
+/// Python at work: what it prints has to be what the real store's python prints.
+const WORK: &str = "import json, http.client, email.message, sqlite3, decimal, ctypes, \
+    xml.etree.ElementTree, asyncio, unittest, hashlib, sys, zlib; \
+    rows = sqlite3.connect(':memory:').execute('select 6 * 7').fetchall(); \
+    print(sys.version, rows, decimal.Decimal(2).sqrt(), zlib.crc32(b'narfs'), \
+    hashlib.sha256(b'narfs').hexdigest())";
+
+fn nothing_is_fetched(world: &World, image: &str) {
+    let mount = world.containerd.mount_image(image, NARFS, false);
+    let summary = read_json(&mount.at.join(".nix-snapshotter/summary.json"));
+    assert_eq!(summary["fetchedSize"], 0, "unpacking fetched content: {summary}");
+}
+
+fn python(world: &World) {
+    let root = corpus::store_path("python3.11");
+    let image = world.python_image();
+    nothing_is_fetched(world, &image);
+    let script = format!("{WORK}; {LOOK}");
+    let printed = world.containerd.run(&image, NARFS, &["-I", "-c", &script]);
+    let mut native = Command::new(root.join("bin/python3.11"));
+    native.args(["-I", "-c", WORK]);
+    assert_eq!(printed.lines().next(), run(native).lines().next());
+    let status = Status::parse(&printed);
+    status.assert_shows(&corpus::closure(&root));
+    let percent = status.fetched_percent();
+    println!("python3.11: {percent} % fetched when the program looked");
+    assert!(percent > 0.0, "{}", status.summary);
+    // What a program starts depends on its exit status too.
+    let output = world.containerd.run_once(&image, NARFS, &["-c", "raise SystemExit(7)"]);
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+}
+
+fn redis(world: &World) {
+    let root = corpus::store_path("redis-server");
+    let image = world.nix_image("redis", &root, "bin/redis-server");
+    nothing_is_fetched(world, &image);
+    let container = world.containerd.start_container(&image, NARFS, &["--save", ""]);
+    let client = root.join("bin/redis-cli").display().to_string();
+    wait_until("redis answers", || {
+        assert!(container.runs(), "redis ended");
+        container.exec(&[&client, "ping"]).stdout == b"PONG\n"
+    });
+    container.exec_well(&[&client, "set", "key", "of narfs"]);
+    assert_eq!(container.exec_well(&[&client, "get", "key"]), "of narfs\n");
+    let status = Status::of(&container);
+    status.assert_shows(&corpus::closure(&root));
+    println!("redis-server: {} % fetched", status.fetched_percent());
+    container.remove();
+}
+
+fn ffmpeg(world: &World) {
+    let root = corpus::store_path("ffmpeg");
+    let image = world.nix_image("ffmpeg", &root, "bin/ffmpeg");
+    nothing_is_fetched(world, &image);
+    let printed = world.containerd.run(&image, NARFS, &["-version"]);
+    let mut native = Command::new(root.join("bin/ffmpeg"));
+    native.arg("-version");
+    assert_eq!(printed, run(native));
+    // Silence, at the pace of a clock, for ever.
+    let endless = ["-nostdin", "-re", "-f", "lavfi", "-i", "anullsrc", "-f", "null", "-"];
+    let container = world.containerd.start_container(&image, NARFS, &endless);
+    let status = Status::of(&container);
+    status.assert_shows(&corpus::closure(&root));
+    println!("ffmpeg: {} % fetched", status.fetched_percent());
+    let untouched = &status.summary["paths"]["known"];
+    let untouched = untouched.as_u64().expect("a number");
+    assert!(untouched > 0, "everything was fetched: {}", status.summary);
+    assert!(container.runs());
+    container.remove();
+}
+
+fn programs(version: Version, number: &str) {
+    let world = World::start(version);
+    let found = world.containerd.version_text();
+    assert!(found.starts_with(number), "containerd is {found}, not {number}");
+    python(&world);
+    redis(&world);
+    ffmpeg(&world);
+}
+
+#[test]
+fn real_programs_run_on_containerd_1_6() {
+    // Other distributions, and later Debians, have later versions; then this is one of the others.
+    programs(Version::Installed, "");
+}
+
+#[test]
+fn real_programs_run_on_containerd_1_7_by_its_transfer_service() {
+    programs(Version::V1_7, "1.7.");
+}
+
+#[test]
+fn real_programs_run_on_containerd_2_by_its_transfer_service() {
+    programs(Version::V2, "2.");
+}
+
+#[test]
+fn what_no_cache_has_fails_the_import_with_the_reason() {
+    let world = World::start(Version::V1_7);
+    let cache = Cache::new();
+    let tree = Node::Directory(vec![Node::Executable(vec![]).named("run")]);
+    let root = cache.add("nowhere", &tree, Compression::Zstd, Listed::Yes);
+    let (file, name) = (world.file("nowhere"), "docker.io/library/nowhere:1");
+    build(&cache.url(), &cache.key(), name, &root, "run", &[], &file);
+    let said = refused_import(&world, &file);
+    let root = root.file_name().expect("a name").to_string_lossy();
+    assert!(said.contains(&*root), "{said}");
+    assert!(said.contains(&world.link.url()), "the cache is not named: {said}");
+    let left = world.containerd.snapshots(NARFS);
+    assert!(left.is_empty(), "taken for unpacked: {left:?}");
+}
+
+#[test]
+fn a_cache_out_of_reach_fails_the_import_and_the_next_one_works() {
+    let mut world = World::start(Version::V1_7);
+    let root = corpus::store_path("redis-server");
+    let file = world.build("docker.io/library/redis:1", &root, "bin/redis-server");
+    world.link.cut();
+    let said = refused_import(&world, &file);
+    assert!(said.contains("/nix/store/"), "no store path is named: {said}");
+    assert!(said.contains(&world.link.url()), "the cache is not named: {said}");
+    world.link.mend();
+    world.containerd.load(&file, NARFS);
+    let image = "docker.io/library/redis:1";
+    let printed = world.containerd.run(image, NARFS, &["--version"]);
+    assert!(printed.contains("Redis server"), "{printed}");
+}
+
+/// An import that has to fail; what `ctr` says.
+fn refused_import(world: &World, file: &Path) -> String {
+    let output = world.containerd.transfer(file, NARFS);
+    assert!(!output.status.success(), "imported what can't be had");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
