@@ -8,6 +8,7 @@
 //! | `narinfos` | digest, substituter | seconds since 1970 when fetched, text of the narinfo or none (not there) |
 //! | `roots` | name | base names of store paths, one a line |
 //! | `views` | name | its number, slots of its paths, slots of the paths in its status directory |
+//! | `view-numbers` | number of a view | its name |
 //! | `uses` | NAR hash, 32 bytes | seconds since 1970 of the last use |
 //! | `facts` | digest | JSON, [`PathFacts`] |
 //! | `cache-infos` | substituter | seconds since 1970 when fetched, its `nix-cache-info` |

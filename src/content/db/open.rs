@@ -127,6 +127,7 @@ fn make_tables(database: &Database, first_slot: u64, first_view: u64) -> Result<
         txn.open_table(narinfos::NARINFOS)?;
         txn.open_table(roots::ROOTS)?;
         txn.open_table(views::VIEWS)?;
+        txn.open_table(views::NUMBERS)?;
         txn.open_table(USES)?;
         txn.open_table(facts::FACTS)?;
         txn.open_table(cache_infos::CACHE_INFOS)?;
@@ -150,6 +151,7 @@ fn add_views(database: &Database, first_view: u64) -> Result<(), redb::Error> {
         meta.insert("schema", SCHEMA)?;
         meta.insert(views::NEXT, first_view)?;
         txn.open_table(views::VIEWS)?;
+        txn.open_table(views::NUMBERS)?;
     }
     Ok(txn.commit()?)
 }

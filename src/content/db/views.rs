@@ -9,6 +9,8 @@ use crate::content::ContentError;
 
 /// Name → number, slots in its store, slots in its status directory; slots as 32-bit little-endian numbers.
 pub(super) const VIEWS: TableDefinition<&str, (u16, &[u8], &[u8])> = TableDefinition::new("views");
+/// The numbers in use → name.
+pub(super) const NUMBERS: TableDefinition<u16, &str> = TableDefinition::new("view-numbers");
 pub(super) const NEXT: &str = "next_view";
 
 /// Largest number of a view: they have 15 bits of an inode number, and 0 is the whole store.
@@ -80,36 +82,45 @@ impl Db {
         let name = name.to_owned();
         self.writer.submit(move |txn| {
             let mut views = txn.open_table(VIEWS)?;
-            let removed = views.remove(name.as_str())?;
-            Ok(Ok(removed.map(|view| view.value().0)))
+            let removed = views.remove(name.as_str())?.map(|view| view.value().0);
+            if let Some(id) = removed {
+                txn.open_table(NUMBERS)?.remove(id)?;
+            }
+            Ok(Ok(removed))
         })
     }
 }
 
 fn put(txn: &WriteTransaction, name: &str, own: &[u8], shown: &[u8]) -> Outcome<u16> {
     let mut views = txn.open_table(VIEWS)?;
+    let mut numbers = txn.open_table(NUMBERS)?;
+    let mut before = None;
     if let Some(kept) = views.get(name)? {
         let (id, kept_own, kept_shown) = kept.value();
         if (kept_own, kept_shown) == (own, shown) {
             return Ok(Ok(id));
         }
-    }
-    let mut taken = vec![false; usize::from(MAX_VIEW) + 1];
-    for entry in views.iter()? {
-        if let Some(taken) = taken.get_mut(usize::from(entry?.1.value().0)) {
-            *taken = true;
-        }
+        before = Some(id);
     }
     let mut meta = txn.open_table(META)?;
     let first = meta.get(NEXT)?.map_or(1, |next| next.value());
     // In turn from the last one given, and round.
     let most = u64::from(MAX_VIEW);
-    let free = (0..most)
-        .map(|n| ((first.max(1) - 1 + n) % most + 1) as u16)
-        .find(|id| !taken[usize::from(*id)]);
+    let mut free = None;
+    for n in 0..most {
+        let id = ((first.max(1) - 1 + n) % most + 1) as u16;
+        if numbers.get(id)?.is_none() {
+            free = Some(id);
+            break;
+        }
+    }
     let Some(id) = free else {
         return Ok(Err(ContentError::NoViews { limit: MAX_VIEW }));
     };
+    if let Some(before) = before {
+        numbers.remove(before)?;
+    }
+    numbers.insert(id, name)?;
     meta.insert(NEXT, u64::from(id) + 1)?;
     views.insert(name, (id, own, shown))?;
     Ok(Ok(id))

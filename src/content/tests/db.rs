@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use super::*;
 use crate::{
-    content::{ContentError, NarinfoTtl, PathError, PathFacts, db::MAX_SLOT},
+    content::{ContentError, KeptView, MAX_VIEW, NarinfoTtl, PathError, PathFacts, db::MAX_SLOT},
     nix::{StorePath, StorePathHash},
 };
 
@@ -354,11 +354,102 @@ fn a_newer_database_is_refused_and_left_alone() {
             error,
             ContentError::Newer {
                 found: 99,
-                known: 1,
+                known: 2,
                 ..
             }
         ),
         "{error}"
     );
     assert!(!dir.path().join("narfs.redb.damaged-1").exists());
+}
+
+#[test]
+fn views_keep_their_number_as_long_as_their_contents() {
+    let dir = dir();
+    let kept = |name: &str, id, own: &[u32], shown: &[u32]| KeptView {
+        name: name.into(),
+        id,
+        own: own.into(),
+        shown: shown.into(),
+    };
+    {
+        let store = open(dir.path());
+        let db = store.db();
+        assert_eq!(db.views().unwrap(), []);
+        assert_eq!(db.put_view("b", &[3, 70_000], &[1, 3]).wait().unwrap(), 1);
+        assert_eq!(db.put_view("a", &[], &[]).wait().unwrap(), 2);
+        assert_eq!(db.put_view("b", &[3, 70_000], &[1, 3]).wait().unwrap(), 1);
+        assert_eq!(db.put_view("b", &[3], &[3]).wait().unwrap(), 3);
+        assert_eq!(db.remove_view("a").wait().unwrap(), Some(2));
+        assert_eq!(db.remove_view("a").wait().unwrap(), None);
+        assert_eq!(db.put_view("c", &[5], &[5]).wait().unwrap(), 4);
+    }
+    let store = open(dir.path());
+    let all = [kept("b", 3, &[3], &[3]), kept("c", 4, &[5], &[5])];
+    assert_eq!(store.db().views().unwrap(), all);
+}
+
+#[test]
+fn numbers_of_views_go_round_and_end() {
+    let dir = dir();
+    let store = open(dir.path());
+    let db = store.db();
+    assert_eq!(db.put_view("first", &[1], &[1]).wait().unwrap(), 1);
+    db.set_next_view(MAX_VIEW.into()).wait().unwrap();
+    assert_eq!(db.put_view("last", &[1], &[1]).wait().unwrap(), MAX_VIEW);
+    // Round, and past the one that is taken.
+    assert_eq!(db.put_view("second", &[1], &[1]).wait().unwrap(), 2);
+    let rest: Vec<_> = (3..MAX_VIEW)
+        .map(|n| db.put_view(&format!("v{n}"), &[1], &[1]))
+        .collect();
+    for put in rest {
+        put.wait().unwrap();
+    }
+    let full = db.put_view("too-many", &[1], &[1]).wait();
+    assert!(matches!(
+        full,
+        Err(ContentError::NoViews { limit: MAX_VIEW })
+    ));
+    assert_eq!(db.remove_view("v77").wait().unwrap(), Some(77));
+    assert_eq!(db.put_view("again", &[1], &[1]).wait().unwrap(), 77);
+}
+
+#[test]
+fn a_database_from_before_the_views_is_brought_up_to_date() {
+    let dir = dir();
+    let a = path(1, "a");
+    {
+        let store = open(dir.path());
+        store
+            .db()
+            .allocate_slots(std::slice::from_ref(&a))
+            .wait()
+            .unwrap();
+        store
+            .db()
+            .put_root("r", std::slice::from_ref(&a))
+            .wait()
+            .unwrap();
+    }
+    {
+        let database = redb::Database::open(dir.path().join("narfs.redb")).unwrap();
+        let txn = database.begin_write().unwrap();
+        {
+            let mut meta = txn
+                .open_table(redb::TableDefinition::<&str, u64>::new("meta"))
+                .unwrap();
+            meta.insert("schema", 1).unwrap();
+            meta.remove("next_view").unwrap();
+        }
+        txn.delete_table(redb::TableDefinition::<&str, (u16, &[u8], &[u8])>::new(
+            "views",
+        ))
+        .unwrap();
+        txn.commit().unwrap();
+    }
+    let store = open(dir.path());
+    assert!(!dir.path().join("narfs.redb.damaged-1").exists());
+    assert_eq!(store.db().slots().unwrap(), [(1, a.clone())]);
+    assert_eq!(store.db().roots().unwrap(), [("r".into(), vec![a])]);
+    assert_eq!(store.db().put_view("v", &[1], &[1]).wait().unwrap(), 1);
 }
