@@ -53,7 +53,11 @@ fn look(root: &Path, written: bool) -> Tree {
     for names in inodes.into_values() {
         for name in &names {
             let entry = tree.get_mut(name).expect("it was seen");
-            entry.same_as = names.iter().filter(|other| *other != name).cloned().collect();
+            entry.same_as = names
+                .iter()
+                .filter(|other| *other != name)
+                .cloned()
+                .collect();
         }
     }
     tree
@@ -86,7 +90,11 @@ fn seen(at: &Path, found: &fs::Metadata, written: bool) -> Seen {
         owner: (found.uid(), found.gid()),
         // What overlayfs says of merged directories depends on nothing that anyone relies on.
         links: if directory { 0 } else { found.nlink() },
-        mtime: if timed { (found.mtime(), found.mtime_nsec()) } else { (0, 0) },
+        mtime: if timed {
+            (found.mtime(), found.mtime_nsec())
+        } else {
+            (0, 0)
+        },
         device: found.rdev(),
         size: if directory { 0 } else { found.len() },
         content,
@@ -96,7 +104,11 @@ fn seen(at: &Path, found: &fs::Metadata, written: bool) -> Seen {
 }
 
 fn visit(root: &Path, inner: &Path, each: &mut dyn FnMut(&Path, &Path)) {
-    let at = if inner.as_os_str().is_empty() { root.to_owned() } else { root.join(inner) };
+    let at = if inner.as_os_str().is_empty() {
+        root.to_owned()
+    } else {
+        root.join(inner)
+    };
     each(inner, &at);
     if fs::symlink_metadata(&at).is_ok_and(|found| found.is_dir()) {
         for entry in fs::read_dir(&at).unwrap_or_else(|e| panic!("{}: {e}", at.display())) {
@@ -110,7 +122,9 @@ fn xattrs(at: &Path) -> BTreeMap<OsString, Vec<u8>> {
     let failed = |e| -> usize { panic!("{}: {e}", at.display()) };
     let mut names = vec![0; 1 << 16];
     let length = rustix::fs::llistxattr(at, &mut names[..]).unwrap_or_else(failed);
-    let names = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let names = names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty());
     let pairs = names.map(|name| {
         let name = String::from_utf8_lossy(name).into_owned();
         let mut value = vec![0; 1 << 16];
@@ -126,7 +140,10 @@ fn assert_same(what: &str, found: &Tree, wanted: &Tree) {
     for (path, entry) in wanted {
         if found.get(path) != Some(entry) {
             let other = found.get(path);
-            differences.push(format!("{}:\n  {other:?}\n  should be\n  {entry:?}", path.display()));
+            differences.push(format!(
+                "{}:\n  {other:?}\n  should be\n  {entry:?}",
+                path.display()
+            ));
         }
     }
     for path in found.keys().filter(|path| !wanted.contains_key(*path)) {
@@ -134,7 +151,11 @@ fn assert_same(what: &str, found: &Tree, wanted: &Tree) {
     }
     let count = differences.len();
     differences.truncate(10);
-    assert!(count == 0, "{what}: {count} differences\n{}", differences.join("\n"));
+    assert!(
+        count == 0,
+        "{what}: {count} differences\n{}",
+        differences.join("\n")
+    );
 }
 
 /// `cap_net_raw` as the kernel keeps it: revision 2, permitted and effective.
@@ -165,7 +186,10 @@ fn crafted(name: &str) -> Image {
         .file("bin/capable", Owned::root(0o755), b"#!/bin/sh\n")
         .directory("tmp", Owned::root(0o1777))
         .directory("private", Owned::root(0o700))
-        .xattrs(&[("user.where", b"on a directory"), ("user.second", b"\x00\xff")])
+        .xattrs(&[
+            ("user.where", b"on a directory"),
+            ("user.second", b"\x00\xff"),
+        ])
         .directory("marked", directory)
         .xattrs(&[("user.what", b"on a file")])
         .file("marked/file", plain, b"with attributes")
@@ -233,7 +257,9 @@ fn load_for_both(world: &World, image: Image) -> String {
     image.write(&file);
     for snapshotter in [OVERLAYFS, NARFS] {
         let output = world.containerd.import(&file, snapshotter);
-        world.containerd.assert_done(&output, &format!("the import for {snapshotter}"));
+        world
+            .containerd
+            .assert_done(&output, &format!("the import for {snapshotter}"));
     }
     name
 }
@@ -262,7 +288,10 @@ fn write_everywhere(root: &Path) {
     rustix::fs::setxattr(at("marked/file"), "user.what", value, flags).expect("attribute set");
     rustix::fs::removexattr(at("marked"), "user.second").expect("attribute removed");
     fs::remove_file(at("dev/pipe")).expect("removed");
-    let file = File::options().write(true).open(at("names/.hidden")).expect("opened");
+    let file = File::options()
+        .write(true)
+        .open(at("names/.hidden"))
+        .expect("opened");
     file.set_len(1).expect("cut");
 }
 
@@ -277,16 +306,30 @@ fn written_tree(containerd: &Containerd, image: &str, snapshotter: &str) -> (Tre
     rustix::mount::unmount(&mount.at, rustix::mount::UnmountFlags::empty()).expect("unmounted");
     // The layer that containerd would make of the changes.
     let parent = containerd.snapshots(snapshotter);
-    let parent = parent.iter().find(|row| row[0] == mount.key()).expect("its snapshot");
+    let parent = parent
+        .iter()
+        .find(|row| row[0] == mount.key())
+        .expect("its snapshot");
     let parent = parent[1].clone();
     let file = containerd.path(&format!("{snapshotter}.diff"));
     let key = mount.key();
-    let diff = ["snapshots", "--snapshotter", snapshotter, "diff", "--media-type",
-        "application/vnd.oci.image.layer.v1.tar", &parent, &key];
+    let diff = [
+        "snapshots",
+        "--snapshotter",
+        snapshotter,
+        "diff",
+        "--media-type",
+        "application/vnd.oci.image.layer.v1.tar",
+        &parent,
+        &key,
+    ];
     let output = output(containerd.ctr(&diff));
     containerd.assert_done(&output, "ctr snapshots diff");
     fs::write(&file, output.stdout).expect("written");
-    let list = run(shell("tar -tvf \"$1\" | awk '{ print $1, $2, $3, $6, $7, $8 }' | sort", &[&file]));
+    let list = run(shell(
+        "tar -tvf \"$1\" | awk '{ print $1, $2, $3, $6, $7, $8 }' | sort",
+        &[&file],
+    ));
     (tree, list.lines().map(str::to_owned).collect())
 }
 
@@ -298,8 +341,16 @@ fn ordinary_layers(version: Version) {
     // That the comparison compares something.
     assert_eq!(wanted[Path::new("bin/setuid")].mode & 0o7777, 0o4755);
     assert_eq!(wanted[Path::new("dev/disk")].kind, "block device");
-    assert_eq!(wanted[Path::new("linked/one")].same_as.len(), 2, "one, three and four");
-    assert!(wanted[Path::new("bin/capable")].xattrs.contains_key(&OsString::from("security.capability")));
+    assert_eq!(
+        wanted[Path::new("linked/one")].same_as.len(),
+        2,
+        "one, three and four"
+    );
+    assert!(
+        wanted[Path::new("bin/capable")]
+            .xattrs
+            .contains_key(&OsString::from("security.capability"))
+    );
     assert!(!wanted.contains_key(Path::new("opaque/below")));
     assert!(!wanted.contains_key(Path::new("returns/old")));
     assert_same("the image", &tree_of(containerd, &image, NARFS), &wanted);
@@ -311,7 +362,11 @@ fn ordinary_layers(version: Version) {
     assert_eq!(diff, wanted_diff, "the layer of the changes");
     // What was written went into no layer below.
     let wanted = tree_of(containerd, &image, OVERLAYFS);
-    assert_same("the image, again", &tree_of(containerd, &image, NARFS), &wanted);
+    assert_same(
+        "the image, again",
+        &tree_of(containerd, &image, NARFS),
+        &wanted,
+    );
 }
 
 #[test]
@@ -341,5 +396,9 @@ fn many_ordinary_layers_are_as_overlayfs_has_them() {
     let image = load_for_both(&world, image);
     let wanted = tree_of(&world.containerd, &image, OVERLAYFS);
     assert_eq!(wanted.len(), 63);
-    assert_same("60 layers", &tree_of(&world.containerd, &image, NARFS), &wanted);
+    assert_same(
+        "60 layers",
+        &tree_of(&world.containerd, &image, NARFS),
+        &wanted,
+    );
 }

@@ -14,7 +14,7 @@ use crate::{
     oci::{Image, Layer, Owned},
     pods::pause_image,
     synthetic::{Cache, Listed, Node},
-    world::{Host, LOOK, NARFS, Status, World, build},
+    world::{Host, LOOK, NARFS, Status, World, build, python},
 };
 
 const DIRECTORY: Owned = Owned::root(0o755);
@@ -24,15 +24,17 @@ const FILE: Owned = Owned::root(0o644);
 pub fn shell_layer() -> Layer {
     let busybox = fs::read(corpus::directory().join("busybox/busybox"));
     let busybox = busybox.expect("tests/setup unpacks a busybox");
-    ["sh", "cat", "ls", "stat", "wc", "sleep", "test", "readlink"].iter().fold(
-        Layer::new()
-            .directory("bin", DIRECTORY)
-            .file("bin/busybox", Owned::root(0o755), &busybox)
-            .directory("etc", DIRECTORY)
-            .file("etc/base", FILE, b"base\n")
-            .file("etc/dropped", FILE, b"dropped\n"),
-        |layer, name| layer.symlink(&format!("bin/{name}"), "busybox"),
-    )
+    ["sh", "cat", "ls", "stat", "wc", "sleep", "test", "readlink"]
+        .iter()
+        .fold(
+            Layer::new()
+                .directory("bin", DIRECTORY)
+                .file("bin/busybox", Owned::root(0o755), &busybox)
+                .directory("etc", DIRECTORY)
+                .file("etc/base", FILE, b"base\n")
+                .file("etc/dropped", FILE, b"dropped\n"),
+            |layer, name| layer.symlink(&format!("bin/{name}"), "busybox"),
+        )
 }
 
 /// An ordinary layer that changes what the shell's layer has, and puts a path into the store that
@@ -44,8 +46,15 @@ fn top_layer() -> Layer {
         .whiteout("etc/dropped")
         .directory("nix", DIRECTORY)
         .directory("nix/store", DIRECTORY)
-        .directory("nix/store/00000000000000000000000000000000-plain", DIRECTORY)
-        .file("nix/store/00000000000000000000000000000000-plain/file", FILE, b"plain\n")
+        .directory(
+            "nix/store/00000000000000000000000000000000-plain",
+            DIRECTORY,
+        )
+        .file(
+            "nix/store/00000000000000000000000000000000-plain/file",
+            FILE,
+            b"plain\n",
+        )
 }
 
 /// What the image of a layer order is made of.
@@ -63,7 +72,7 @@ fn union(roots: &[&Path]) -> Vec<PathBuf> {
 }
 
 fn order(world: &World, number: usize, parts: &[Part]) {
-    let python = corpus::store_path("python3.11");
+    let python_root = corpus::store_path("python3.11");
     let redis = corpus::store_path("redis-server");
     let name = format!("docker.io/library/mixed:{number}");
     let nix = |root: &Path, entrypoint: &str| {
@@ -74,7 +83,7 @@ fn order(world: &World, number: usize, parts: &[Part]) {
         image.layer(match part {
             Part::Shell => shell_layer(),
             Part::Top => top_layer(),
-            Part::Python => nix(&python, "bin/python3.11"),
+            Part::Python => nix(&python_root, "bin/python3.11"),
             Part::Redis => nix(&redis, "bin/redis-server"),
         })
     });
@@ -82,14 +91,29 @@ fn order(world: &World, number: usize, parts: &[Part]) {
     image.entrypoint(&["/bin/sleep", "3600"]).write(&file);
     world.containerd.load(&file, NARFS);
     let container = world.containerd.start_container(&name, NARFS, &[]);
-    assert_eq!(container.exec_well(&["/bin/cat", "/etc/base"]), "base\n", "{parts:?}");
+    assert_eq!(
+        container.exec_well(&["/bin/cat", "/etc/base"]),
+        "base\n",
+        "{parts:?}"
+    );
     let at = |name: &str| parts.iter().position(|part| format!("{part:?}") == name);
     if let (Some(shell), Some(top)) = (at("Shell"), at("Top")) {
-        assert_eq!(container.exec_well(&["/bin/cat", "/etc/top"]), "top\n", "{parts:?}");
-        let dropped = container.exec(&["/bin/cat", "/etc/dropped"]).status.success();
+        assert_eq!(
+            container.exec_well(&["/bin/cat", "/etc/top"]),
+            "top\n",
+            "{parts:?}"
+        );
+        let dropped = container
+            .exec(&["/bin/cat", "/etc/dropped"])
+            .status
+            .success();
         assert_eq!(dropped, shell > top, "{parts:?}");
         let plain = "/nix/store/00000000000000000000000000000000-plain/file";
-        assert_eq!(container.exec_well(&["/bin/cat", plain]), "plain\n", "{parts:?}");
+        assert_eq!(
+            container.exec_well(&["/bin/cat", plain]),
+            "plain\n",
+            "{parts:?}"
+        );
     }
     let mut roots: Vec<&Path> = Vec::new();
     if parts.contains(&Part::Redis) {
@@ -99,15 +123,18 @@ fn order(world: &World, number: usize, parts: &[Part]) {
         roots.push(&redis);
     }
     if parts.contains(&Part::Python) {
-        let program = python.join("bin/python3.11").display().to_string();
-        let printed = container.exec_well(&[&program, "-c", LOOK]);
-        roots.push(&python);
+        let printed = container.exec_well(&[&python(), "-c", LOOK]);
+        roots.push(&python_root);
         Status::parse(&printed).assert_shows(&union(&roots));
     }
     Status::of(&container).assert_shows(&union(&roots));
     // What is written is the container's own, in the store's directory as elsewhere.
     let store = format!("echo written > /nix/store/{number}; cat /nix/store/{number}");
-    assert_eq!(container.exec_well(&["/bin/sh", "-c", &store]), "written\n", "{parts:?}");
+    assert_eq!(
+        container.exec_well(&["/bin/sh", "-c", &store]),
+        "written\n",
+        "{parts:?}"
+    );
     container.remove();
 }
 
@@ -140,10 +167,20 @@ fn a_nix_image_has_an_ordinary_base() {
     let cache = format!("file://{}", corpus::cache("zstd").display());
     let base = base.display().to_string();
     let more = ["--from", base.as_str()];
-    build(&cache, &corpus::public_key(), name, &root, "bin/python3.11", &more, &file);
+    build(
+        &cache,
+        &corpus::public_key(),
+        name,
+        &root,
+        "bin/python3.11",
+        &more,
+        &file,
+    );
     world.containerd.load(&file, NARFS);
     let script = format!("print(open('/etc/base').read(), open('/etc/top').read()); {LOOK}");
-    let printed = world.containerd.run(name, NARFS, &["-c", &script]);
+    let printed = world
+        .containerd
+        .run(name, NARFS, &[&python(), "-c", &script]);
     assert!(printed.starts_with("base\n top\n"), "{printed}");
     Status::parse(&printed).assert_shows(&corpus::closure(&root));
 }
@@ -191,7 +228,10 @@ fn store_paths_are_files_and_links_too() {
     assert_eq!(printed, "a file of its own\n");
     let mount = host.containerd.mount_image(name, NARFS, false);
     let at = |path: &Path| mount.at.join(path.strip_prefix("/").expect("absolute"));
-    assert_eq!(fs::read_to_string(at(&text)).expect("read"), "a file of its own\n");
+    assert_eq!(
+        fs::read_to_string(at(&text)).expect("read"),
+        "a file of its own\n"
+    );
     assert!(fs::symlink_metadata(at(&link)).expect("there").is_symlink());
     assert!(fs::symlink_metadata(at(&program)).expect("there").is_file());
 }

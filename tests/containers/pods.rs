@@ -37,8 +37,13 @@ fn pod(version: Version) {
     let cri = Cri::connect(&world.containerd.socket());
     cri.pull(&image).expect("pulled");
     let group = &world.containerd.namespace;
-    let pod = cri.pod("python", group, &world.containerd.path("logs")).expect("a pod");
-    let waits = ["-c", "import time; print('started', flush=True); time.sleep(3600)"];
+    let pod = cri
+        .pod("python", group, &world.containerd.path("logs"))
+        .expect("a pod");
+    let waits = [
+        "-c",
+        "import time; print('started', flush=True); time.sleep(3600)",
+    ];
     let container = pod.start("waits", &image, &waits).expect("started");
     let log = world.containerd.path("logs").join("waits.log");
     wait_until("the container says that it started", || {
@@ -46,17 +51,27 @@ fn pod(version: Version) {
     });
     let python = root.join("bin/python3.11").display().to_string();
     let script = format!("import socket; socket.create_server(('127.0.0.1', 0)); {LOOK}");
-    let (printed, status) = pod.exec(&container, &[&python, "-c", &script]).expect("run inside");
+    let (printed, status) = pod
+        .exec(&container, &[&python, "-c", &script])
+        .expect("run inside");
     assert_eq!(status, 0, "{printed}");
     Status::parse(&printed).assert_shows(&corpus::closure(&root));
-    let ends = pod.start("ends", &image, &["-c", "raise SystemExit(3)"]).expect("started");
-    wait_until("the container ends", || pod.status(&ends).expect("known").0 == EXITED);
+    let ends = pod
+        .start("ends", &image, &["-c", "raise SystemExit(3)"])
+        .expect("started");
+    wait_until("the container ends", || {
+        pod.status(&ends).expect("known").0 == EXITED
+    });
     assert_eq!(pod.status(&ends).expect("known"), (EXITED, 3));
     pod.remove().expect("stopped and removed");
     // Nothing is left but the images' own snapshots.
     let list = ["snapshots", "--snapshotter", NARFS, "list"];
     let left = run(world.containerd.ctr_in(CRI_NAMESPACE, &list));
-    let rows: Vec<_> = left.lines().skip(1).filter(|row| !row.trim().is_empty()).collect();
+    let rows: Vec<_> = left
+        .lines()
+        .skip(1)
+        .filter(|row| !row.trim().is_empty())
+        .collect();
     assert!(!rows.is_empty(), "the images have none");
     assert!(rows.iter().all(|row| row.contains("Committed")), "{left}");
 }

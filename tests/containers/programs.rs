@@ -19,18 +19,30 @@ const WORK: &str = "import json, http.client, email.message, sqlite3, decimal, c
     print(sys.version, rows, decimal.Decimal(2).sqrt(), zlib.crc32(b'narfs'), \
     hashlib.sha256(b'narfs').hexdigest())";
 
+/// Unpacking an image brings narinfos and listings, and nothing of what is in the store paths.
 fn nothing_is_fetched(world: &World, image: &str) {
     let mount = world.containerd.mount_image(image, NARFS, false);
     let summary = read_json(&mount.at.join(".nix-snapshotter/summary.json"));
-    assert_eq!(summary["fetchedSize"], 0, "unpacking fetched content: {summary}");
+    assert_eq!(
+        summary["fetchedSize"], 0,
+        "unpacking fetched content: {summary}"
+    );
 }
 
 fn python(world: &World) {
     let root = corpus::store_path("python3.11");
     let image = world.python_image();
     nothing_is_fetched(world, &image);
+    let requests = world.nginx.requests();
+    let nars = requests
+        .iter()
+        .filter(|request| request.path.starts_with("/zstd/nar/"));
+    assert_eq!(nars.count(), 0, "{requests:?}");
+    let program = root.join("bin/python3.11").display().to_string();
     let script = format!("{WORK}; {LOOK}");
-    let printed = world.containerd.run(&image, NARFS, &["-I", "-c", &script]);
+    let printed = world
+        .containerd
+        .run(&image, NARFS, &[&program, "-I", "-c", &script]);
     let mut native = Command::new(root.join("bin/python3.11"));
     native.args(["-I", "-c", WORK]);
     assert_eq!(printed.lines().next(), run(native).lines().next());
@@ -40,7 +52,9 @@ fn python(world: &World) {
     println!("python3.11: {percent} % fetched when the program looked");
     assert!(percent > 0.0, "{}", status.summary);
     // What a program starts depends on its exit status too.
-    let output = world.containerd.run_once(&image, NARFS, &["-c", "raise SystemExit(7)"]);
+    let output = world
+        .containerd
+        .run_once(&image, NARFS, &[&program, "-c", "raise SystemExit(7)"]);
     assert_eq!(output.status.code(), Some(7), "{output:?}");
 }
 
@@ -48,7 +62,10 @@ fn redis(world: &World) {
     let root = corpus::store_path("redis-server");
     let image = world.nix_image("redis", &root, "bin/redis-server");
     nothing_is_fetched(world, &image);
-    let container = world.containerd.start_container(&image, NARFS, &["--save", ""]);
+    let server = root.join("bin/redis-server").display().to_string();
+    let container = world
+        .containerd
+        .start_container(&image, NARFS, &[&server, "--save", ""]);
     let client = root.join("bin/redis-cli").display().to_string();
     wait_until("redis answers", || {
         assert!(container.runs(), "redis ended");
@@ -66,12 +83,15 @@ fn ffmpeg(world: &World) {
     let root = corpus::store_path("ffmpeg");
     let image = world.nix_image("ffmpeg", &root, "bin/ffmpeg");
     nothing_is_fetched(world, &image);
-    let printed = world.containerd.run(&image, NARFS, &["-version"]);
+    let program = root.join("bin/ffmpeg").display().to_string();
+    let printed = world.containerd.run(&image, NARFS, &[&program, "-version"]);
     let mut native = Command::new(root.join("bin/ffmpeg"));
     native.arg("-version");
     assert_eq!(printed, run(native));
     // Silence, at the pace of a clock, for ever.
-    let endless = ["-nostdin", "-re", "-f", "lavfi", "-i", "anullsrc", "-f", "null", "-"];
+    let endless = [
+        &program, "-nostdin", "-re", "-f", "lavfi", "-i", "anullsrc", "-f", "null", "-",
+    ];
     let container = world.containerd.start_container(&image, NARFS, &endless);
     let status = Status::of(&container);
     status.assert_shows(&corpus::closure(&root));
@@ -86,7 +106,10 @@ fn ffmpeg(world: &World) {
 fn programs(version: Version, number: &str) {
     let world = World::start(version);
     let found = world.containerd.version_text();
-    assert!(found.starts_with(number), "containerd is {found}, not {number}");
+    assert!(
+        found.starts_with(number),
+        "containerd is {found}, not {number}"
+    );
     python(&world);
     redis(&world);
     ffmpeg(&world);
@@ -119,24 +142,34 @@ fn what_no_cache_has_fails_the_import_with_the_reason() {
     let said = refused_import(&world, &file);
     let root = root.file_name().expect("a name").to_string_lossy();
     assert!(said.contains(&*root), "{said}");
-    assert!(said.contains(&world.link.url()), "the cache is not named: {said}");
+    assert!(
+        said.contains(&world.link.url()),
+        "the cache is not named: {said}"
+    );
     let left = world.containerd.snapshots(NARFS);
     assert!(left.is_empty(), "taken for unpacked: {left:?}");
 }
 
 #[test]
 fn a_cache_out_of_reach_fails_the_import_and_the_next_one_works() {
-    let mut world = World::start(Version::V1_7);
+    let world = World::start(Version::V1_7);
     let root = corpus::store_path("redis-server");
     let file = world.build("docker.io/library/redis:1", &root, "bin/redis-server");
     world.link.cut();
     let said = refused_import(&world, &file);
-    assert!(said.contains("/nix/store/"), "no store path is named: {said}");
-    assert!(said.contains(&world.link.url()), "the cache is not named: {said}");
+    assert!(
+        said.contains("/nix/store/"),
+        "no store path is named: {said}"
+    );
+    assert!(
+        said.contains(&world.link.url()),
+        "the cache is not named: {said}"
+    );
     world.link.mend();
     world.containerd.load(&file, NARFS);
     let image = "docker.io/library/redis:1";
-    let printed = world.containerd.run(image, NARFS, &["--version"]);
+    let program = root.join("bin/redis-server").display().to_string();
+    let printed = world.containerd.run(image, NARFS, &[&program, "--version"]);
     assert!(printed.contains("Redis server"), "{printed}");
 }
 

@@ -1,6 +1,7 @@
 //! What every test here starts: caches behind a link, the snapshotter, and images.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fs,
     ops::Deref,
@@ -34,7 +35,7 @@ pub const NARFS: &str = "narfs";
 pub struct Link {
     port: u16,
     target: u16,
-    process: Child,
+    process: RefCell<Child>,
 }
 
 impl Link {
@@ -43,7 +44,7 @@ impl Link {
         let target = url.rsplit(':').next().and_then(|port| port.parse().ok());
         let target = target.expect("a URL with a port");
         let port = free_port();
-        let process = Self::spawn(port, target);
+        let process = RefCell::new(Self::spawn(port, target));
         Self {
             port,
             target,
@@ -72,15 +73,16 @@ impl Link {
     }
 
     /// The far side is gone: connections are refused.
-    pub fn cut(&mut self) {
+    pub fn cut(&self) {
+        let mut process = self.process.borrow_mut();
         // Fails where it has ended already, which is what is wanted.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = process.kill();
+        let _ = process.wait();
     }
 
     /// The far side is back.
-    pub fn mend(&mut self) {
-        self.process = Self::spawn(self.port, self.target);
+    pub fn mend(&self) {
+        self.process.replace(Self::spawn(self.port, self.target));
     }
 }
 
@@ -95,7 +97,7 @@ pub struct Snapshotter {
     cache: String,
     key: String,
     directory: tempfile::TempDir,
-    process: std::cell::RefCell<Option<Child>>,
+    process: RefCell<Option<Child>>,
 }
 
 impl Snapshotter {
@@ -111,7 +113,7 @@ impl Snapshotter {
             cache: cache.to_owned(),
             key: key.to_owned(),
             directory,
-            process: std::cell::RefCell::new(None),
+            process: RefCell::new(None),
         };
         snapshotter.start_again();
         snapshotter
@@ -223,7 +225,9 @@ impl Snapshotter {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
         let line = status.lines().find(|line| line.starts_with("VmRSS:"));
         let kib = line.and_then(|line| line.split_whitespace().nth(1));
-        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
+        kib.and_then(|kib| kib.parse::<u64>().ok())
+            .expect("a number")
+            * 1024
     }
 }
 
@@ -278,7 +282,7 @@ impl Host {
 pub struct World {
     host: Host,
     pub link: Link,
-    nginx: Nginx,
+    pub nginx: Nginx,
 }
 
 impl Deref for World {
@@ -310,7 +314,15 @@ impl World {
     pub fn build(&self, name: &str, closure: &Path, entrypoint: &str) -> PathBuf {
         let file = self.file("image");
         let cache = format!("file://{}", corpus::cache("zstd").display());
-        build(&cache, &corpus::public_key(), name, closure, entrypoint, &[], &file);
+        build(
+            &cache,
+            &corpus::public_key(),
+            name,
+            closure,
+            entrypoint,
+            &[],
+            &file,
+        );
         file
     }
 
@@ -354,6 +366,12 @@ pub fn build(
     run(command);
 }
 
+/// The corpus's python, in its store path.
+pub fn python() -> String {
+    let root = corpus::store_path("python3.11");
+    root.join("bin/python3.11").display().to_string()
+}
+
 /// What python prints inside of a container: the root directory, the names of the status
 /// documents, and the summary.
 pub const LOOK: &str = "import json, os; \
@@ -387,7 +405,9 @@ impl Status {
             let path = container.at(path);
             let entries = fs::read_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             let names = entries.map(|entry| entry.expect("readable").file_name());
-            names.map(|name| name.into_string().expect("ASCII")).collect()
+            names
+                .map(|name| name.into_string().expect("ASCII"))
+                .collect()
         };
         let summary = container.at("/.nix-snapshotter/summary.json");
         Self {
@@ -414,6 +434,8 @@ impl Status {
     /// Percent of the closure's bytes that are here.
     pub fn fetched_percent(&self) -> f64 {
         let percent = &self.summary["fetchedPercent"];
-        percent.as_f64().unwrap_or_else(|| panic!("{}", self.summary))
+        percent
+            .as_f64()
+            .unwrap_or_else(|| panic!("{}", self.summary))
     }
 }

@@ -11,6 +11,8 @@
 //!   --local=false` in 1.7; what 2.x does without a flag). Where `ctr` unpacks by itself they do
 //!   not: `ctr images import` and `pull` in 1.6, which knows nothing else, in 1.7, and in 2.x with
 //!   `--local`.
+//! - Words behind the image's name in `ctr run` replace its entry point; in the CRI they are its
+//!   arguments.
 //! - A configuration of `version = 2` is taken by 2.x as well.
 //! - A registry on 127.0.0.1 may speak plain HTTP to the CRI plugin; `ctr` wants `--plain-http`,
 //!   and the transfer service of 1.7 ignores that.
@@ -226,15 +228,20 @@ impl Containerd {
             .expect("a log");
         let mut command = self.version.command("containerd");
         command.arg("--config").arg(self.path("config.toml"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
         let child = command.spawn().unwrap_or_else(|error| {
             panic!("containerd can't be run: {error}; tests/setup installs it")
         });
         self.process.replace(Some(child));
         wait_until("containerd answers", || {
-            let ended = self.process.borrow_mut().as_mut().is_some_and(|child| {
-                child.try_wait().is_ok_and(|status| status.is_some())
-            });
+            let ended = self
+                .process
+                .borrow_mut()
+                .as_mut()
+                .is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_some()));
             assert!(!ended, "containerd ended:\n{}", self.log());
             output(self.ctr(&["version"])).status.success()
         });
@@ -287,7 +294,11 @@ impl Containerd {
         let text = run(self.ctr(&["version"]));
         let server = text.split("Server:").nth(1).unwrap_or_default();
         let version = server.split("Version:").nth(1).unwrap_or_default();
-        version.split_whitespace().next().unwrap_or_default().to_owned()
+        version
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
     }
 
     /// `ctr` in this containerd's namespace.
@@ -350,7 +361,7 @@ impl Containerd {
         );
     }
 
-    /// `ctr run --rm`: the image's entry point with these arguments, to its end.
+    /// `ctr run --rm` to its end: these words in place of the image's entry point, or that.
     pub fn run_once(&self, image: &str, snapshotter: &str, arguments: &[&str]) -> Output {
         let name = self.name();
         let mut command = self.ctr(&["run", "--rm", "--snapshotter", snapshotter, image, &name]);
@@ -358,7 +369,7 @@ impl Containerd {
         output(command)
     }
 
-    /// What the entry point prints, when it ends well.
+    /// What it prints, when it ends well.
     pub fn run(&self, image: &str, snapshotter: &str, arguments: &[&str]) -> String {
         let output = self.run_once(image, snapshotter, arguments);
         self.assert_done(&output, &format!("{image} {arguments:?}"));
@@ -388,7 +399,9 @@ impl Containerd {
 
     fn pid(&self, name: &str) -> u32 {
         let table = run(self.ctr(&["tasks", "list"]));
-        let row = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let row = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
         let row = row.filter(|row| row.first() == Some(&name)).next_back();
         let row = row.unwrap_or_else(|| panic!("no task {name}:\n{table}"));
         row[1].parse().expect("a process number")
@@ -424,9 +437,16 @@ impl Containerd {
         let address = self.socket().display().to_string();
         let mut found = Vec::new();
         for pid in numbers_in(Path::new("/proc")) {
+            // The command line of a process that waits for a page of it can't be read; its name can.
+            let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+            if !name.starts_with(b"containerd-shim") {
+                continue;
+            }
             let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let mut words = words.split(|byte| *byte == 0);
-            let shim = words.next().is_some_and(|word| word.ends_with(b"containerd-shim-runc-v2"));
+            let shim = words
+                .next()
+                .is_some_and(|word| word.ends_with(b"containerd-shim-runc-v2"));
             if shim && words.any(|word| word == address.as_bytes()) {
                 found.extend(children(pid));
                 found.push(pid);
@@ -476,7 +496,10 @@ impl Container<'_> {
     pub fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         let inner = path.strip_prefix("/").unwrap_or(path);
-        Path::new("/proc").join(self.pid.to_string()).join("root").join(inner)
+        Path::new("/proc")
+            .join(self.pid.to_string())
+            .join("root")
+            .join(inner)
     }
 
     /// Runs something inside.
@@ -490,7 +513,8 @@ impl Container<'_> {
     /// Runs what has to succeed inside; what it printed.
     pub fn exec_well(&self, words: &[&str]) -> String {
         let output = self.exec(words);
-        self.containerd.assert_done(&output, &format!("{words:?} inside"));
+        self.containerd
+            .assert_done(&output, &format!("{words:?} inside"));
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
@@ -505,14 +529,20 @@ impl Container<'_> {
         let containerd = self.containerd;
         drop(self);
         let left = run(containerd.ctr(&["containers", "list", "--quiet"]));
-        assert!(!left.lines().any(|line| line == name), "{name} is still there");
+        assert!(
+            !left.lines().any(|line| line == name),
+            "{name} is still there"
+        );
     }
 }
 
 impl Drop for Container<'_> {
     fn drop(&mut self) {
         // Whatever fails here is looked for where the test wants to know.
-        let _ = output(self.containerd.ctr(&["tasks", "delete", "--force", &self.name]));
+        let _ = output(
+            self.containerd
+                .ctr(&["tasks", "delete", "--force", &self.name]),
+        );
         let _ = output(self.containerd.ctr(&["containers", "delete", &self.name]));
     }
 }
@@ -536,7 +566,13 @@ impl Drop for ImageMount<'_> {
     fn drop(&mut self) {
         let _ = unmount(&self.at, UnmountFlags::DETACH);
         let key = self.key();
-        let remove = ["snapshots", "--snapshotter", &self.snapshotter, "remove", &key];
+        let remove = [
+            "snapshots",
+            "--snapshotter",
+            &self.snapshotter,
+            "remove",
+            &key,
+        ];
         let _ = output(self.containerd.ctr(&remove));
     }
 }
@@ -546,7 +582,9 @@ pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mounts").expect("the kernel's table");
     let points = table.lines().filter_map(|line| line.split(' ').nth(1));
     let points = points.map(PathBuf::from);
-    points.filter(|point| point.starts_with(directory)).collect()
+    points
+        .filter(|point| point.starts_with(directory))
+        .collect()
 }
 
 fn unmount_below(directory: &Path) {
@@ -567,7 +605,10 @@ fn children(of: u32) -> Vec<u32> {
     for thread in numbers_in(&PathBuf::from(format!("/proc/{of}/task"))) {
         let text = fs::read_to_string(format!("/proc/{of}/task/{thread}/children"));
         let text = text.unwrap_or_default();
-        found.extend(text.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        found.extend(
+            text.split_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
     }
     found
 }
@@ -602,7 +643,10 @@ fn remove_cgroups(namespace: &str, containers: &[(String, String)]) {
         for (namespace, name) in containers {
             let _ = fs::remove_dir(tree.join(namespace).join(name));
         }
-        let left = fs::read_dir(tree.join(namespace)).into_iter().flatten().flatten();
+        let left = fs::read_dir(tree.join(namespace))
+            .into_iter()
+            .flatten()
+            .flatten();
         for entry in left {
             let _ = fs::remove_dir(entry.path());
         }

@@ -37,7 +37,9 @@ impl Cri {
         let runtime = Runtime::new().expect("a runtime");
         let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()));
         let endpoint = endpoint.expect("a path").timeout(PATIENCE);
-        let channel = runtime.block_on(endpoint.connect()).expect("containerd listens");
+        let channel = runtime
+            .block_on(endpoint.connect())
+            .expect("containerd listens");
         Self { runtime, channel }
     }
 
@@ -148,9 +150,14 @@ impl Pod<'_> {
             command: words.iter().map(|&word| word.to_owned()).collect(),
             timeout: PATIENCE.as_secs().cast_signed(),
         };
-        let answer: ExecAnswer = self.cri.call("/runtime.v1.RuntimeService/ExecSync", question)?;
+        let answer: ExecAnswer = self
+            .cri
+            .call("/runtime.v1.RuntimeService/ExecSync", question)?;
         let output = [answer.stdout, answer.stderr].concat();
-        Ok((String::from_utf8_lossy(&output).into_owned(), answer.exit_code))
+        Ok((
+            String::from_utf8_lossy(&output).into_owned(),
+            answer.exit_code,
+        ))
     }
 
     /// Stops and removes it.

@@ -90,7 +90,9 @@ impl Layer {
             .map(|(name, value)| (format!("SCHILY.xattr.{name}"), *value))
             .collect();
         let pairs = keys.iter().map(|(key, value)| (key.as_str(), *value));
-        self.builder().append_pax_extensions(pairs).expect("in memory");
+        self.builder()
+            .append_pax_extensions(pairs)
+            .expect("in memory");
         self
     }
 
@@ -124,7 +126,11 @@ impl Layer {
     pub fn whiteout(self, path: &str) -> Self {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         let slash = if parent.is_empty() { "" } else { "/" };
-        self.file(&format!("{parent}{slash}.wh.{name}"), Owned::root(0o644), b"")
+        self.file(
+            &format!("{parent}{slash}.wh.{name}"),
+            Owned::root(0o644),
+            b"",
+        )
     }
 
     /// What takes away everything that the layers below have in a directory.
@@ -133,7 +139,8 @@ impl Layer {
     }
 
     fn builder(&mut self) -> &mut tar::Builder<Vec<u8>> {
-        self.tar.get_or_insert_with(|| tar::Builder::new(Vec::new()))
+        self.tar
+            .get_or_insert_with(|| tar::Builder::new(Vec::new()))
     }
 
     fn entry(
@@ -153,8 +160,12 @@ impl Layer {
         header.set_mtime(owned.mtime);
         header.set_size(bytes.len() as u64);
         if matches!(kind, EntryType::Char | EntryType::Block) {
-            header.set_device_major(device.0).expect("it is of GNU's kind");
-            header.set_device_minor(device.1).expect("it is of GNU's kind");
+            header
+                .set_device_major(device.0)
+                .expect("it is of GNU's kind");
+            header
+                .set_device_minor(device.1)
+                .expect("it is of GNU's kind");
         }
         let builder = self.builder();
         match target {
@@ -254,8 +265,16 @@ impl Image {
             }],
         });
         let mut archive = Layer::new()
-            .file("oci-layout", Owned::root(0o644), br#"{"imageLayoutVersion":"1.0.0"}"#)
-            .file("index.json", Owned::root(0o644), index.to_string().as_bytes());
+            .file(
+                "oci-layout",
+                Owned::root(0o644),
+                br#"{"imageLayoutVersion":"1.0.0"}"#,
+            )
+            .file(
+                "index.json",
+                Owned::root(0o644),
+                index.to_string().as_bytes(),
+            );
         for (digest, bytes) in blobs {
             let name = format!("blobs/sha256/{digest}");
             archive = archive.file(&name, Owned::root(0o644), &bytes);

@@ -61,7 +61,12 @@ impl Registry {
     pub fn push(&self, archive: &Path, name: &str) -> String {
         let reference = self.reference(name);
         let mut command = Command::new("skopeo");
-        command.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]);
+        command.args([
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--dest-tls-verify=false",
+        ]);
         command.arg(format!("oci-archive:{}", archive.display()));
         command.arg(format!("docker://{reference}"));
         run(command);
