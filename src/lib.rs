@@ -26,6 +26,7 @@ pub mod demo;
 pub mod failure;
 pub mod fuse;
 pub mod nix;
+pub mod snapshotter;
 pub mod store;
 pub mod substituter;
 pub mod tree;

@@ -32,6 +32,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Daemon(args) => cli::daemon::run(&config, args),
         Command::Run(args) => cli::run::run(&config, &cli.settings.0, args),
         Command::Umount(args) => cli::umount::run(args),
+        Command::Snapshotter(args) => cli::snapshotter::run(&config, args),
         Command::Status(args) => cli::status::run(&config, args),
         Command::Prefetch(args) => cli::prefetch::run(&config, args),
         Command::Ls(args) => cli::ls::run(&config, args),

@@ -23,6 +23,7 @@ pub mod path_info;
 pub mod prefetch;
 pub mod run;
 pub mod settings;
+pub mod snapshotter;
 pub mod status;
 pub mod store_path;
 pub mod umount;
@@ -68,6 +69,7 @@ pub enum Command {
     Run(run::RunArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
+    Snapshotter(snapshotter::SnapshotterArgs),
     Status(status::StatusArgs),
     Prefetch(prefetch::PrefetchArgs),
     Ls(ls::LsArgs),
@@ -83,7 +85,10 @@ pub enum Command {
 impl Command {
     /// Whether it goes on serving a mount, and so logs what it does.
     pub fn serves(&self) -> bool {
-        matches!(self, Self::Mount(_) | Self::Daemon(_))
+        matches!(
+            self,
+            Self::Mount(_) | Self::Snapshotter(_) | Self::Daemon(_)
+        )
     }
 }
 

@@ -29,9 +29,9 @@ use crate::{
 };
 
 /// How often an idle daemon looks whether it still is.
-const IDLE_TICK: Duration = Duration::from_millis(500);
+pub(crate) const IDLE_TICK: Duration = Duration::from_millis(500);
 /// How long unanswered requests and unsynced bytes may hold up the end.
-const DRAIN: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 
 /// What a daemon is to do.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ pub struct Serve {
 
 /// What the parts of a daemon tell its main loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Signal {
+pub(crate) enum Signal {
     /// A mount ended.
     MountEnded,
     /// A client asked the daemon to end.
@@ -58,7 +58,7 @@ pub(super) enum Signal {
 }
 
 /// What clients and mounts share.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     pub store: Store,
     pub options: MountOptions,
     pub mounts: AtomicUsize,
@@ -70,6 +70,29 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Around a store that is just opened; what happens comes to the receiver.
+    pub fn new(
+        config: &Config,
+        store: Store,
+        layout: Layout,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Signal>) {
+        let (signals, received) = mpsc::unbounded_channel();
+        let shared = Self {
+            store,
+            options: MountOptions {
+                allow_other: allow_other(config.allow_other),
+                threads: config.fuse_threads.count() as usize,
+                layout,
+            },
+            mounts: AtomicUsize::new(0),
+            clients: AtomicUsize::new(0),
+            last_use: Mutex::new(Instant::now()),
+            terms: Terms::of(config),
+            signals,
+        };
+        (Arc::new(shared), received)
+    }
+
     /// Somebody used the daemon just now.
     pub fn used(&self) {
         *self.last_use.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -134,20 +157,7 @@ struct Running {
 
 fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running, Failure> {
     let store = open_store(config, runtime)?;
-    let (sender, signals) = mpsc::unbounded_channel();
-    let shared = Arc::new(Shared {
-        store: store.clone(),
-        options: MountOptions {
-            allow_other: allow_other(config.allow_other),
-            threads: config.fuse_threads.count() as usize,
-            layout: Layout::Store,
-        },
-        mounts: AtomicUsize::new(0),
-        clients: AtomicUsize::new(0),
-        last_use: Mutex::new(Instant::now()),
-        terms: Terms::of(config),
-        signals: sender,
-    });
+    let (shared, signals) = Shared::new(config, store.clone(), Layout::Store);
     store.keep_quota();
     let server = Server::start(&config.state_dir, shared.clone())?;
     if let Some(mountpoint) = &what.mountpoint {
@@ -267,7 +277,7 @@ impl Running {
 
 /// Whether the store is at work; when it comes to rest, memory goes back to the system.
 #[derive(Default)]
-struct Activity {
+pub(crate) struct Activity {
     fetched: u64,
     quiet_ticks: u32,
 }
@@ -276,7 +286,8 @@ impl Activity {
     /// Ticks without a byte after which a store rests.
     const AT_REST: u32 = 4;
 
-    fn look(&mut self, store: &Store) {
+    /// To be called every [`IDLE_TICK`].
+    pub fn look(&mut self, store: &Store) {
         let fetched = store.counters().fetched.get();
         if fetched != self.fetched {
             *self = Self {
@@ -323,7 +334,7 @@ fn fuse_conf_allows(path: &Path) -> bool {
         .is_ok_and(|text| text.lines().any(|line| line.trim() == "user_allow_other"))
 }
 
-fn mount_failure(error: MountError) -> Failure {
+pub(crate) fn mount_failure(error: MountError) -> Failure {
     Failure::from_error(Exit::System, &error)
 }
 

@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_REQUEST: u64 = 4 << 20;
 
 /// The socket while it is served.
-pub(super) struct Server {
+pub(crate) struct Server {
     path: PathBuf,
     stopping: Arc<AtomicBool>,
 }
@@ -174,6 +174,8 @@ fn attach(device: OwnedFd, shared: &Arc<Shared>) -> Reply {
     // Who may use the mount was decided by who made it; the kernel sees to that.
     let options = crate::fuse::MountOptions {
         allow_other: true,
+        // For one program's /nix/store, whatever else is served here.
+        layout: crate::fuse::Layout::Store,
         ..shared.options.clone()
     };
     match Mount::serve(&shared.store, device, &options) {

@@ -15,4 +15,4 @@ mod mount;
 mod mountpoint;
 
 pub use mount::{Layout, Mount, MountOptions, raise_read_ahead};
-pub use mountpoint::{MountError, mounted_by_narfs, unmount};
+pub use mountpoint::{MountError, mounted_by_narfs, unmount, unmount_dead};

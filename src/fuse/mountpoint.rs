@@ -104,6 +104,22 @@ fn has_no_server(path: &Path) -> bool {
     answer.recv_timeout(ANSWERS_WITHIN).unwrap_or(false)
 }
 
+/// Takes away mounts of narfs that nobody serves any more; whether there was one.
+///
+/// # Errors
+/// When one can't be unmounted.
+pub fn unmount_dead(path: &Path) -> Result<bool, MountError> {
+    let mut found = false;
+    while mounted_by_narfs(path) && has_no_server(path) {
+        unmount(path, true).map_err(|source| MountError::Io {
+            path: path.into(),
+            source,
+        })?;
+        found = true;
+    }
+    Ok(found)
+}
+
 /// Unmounts; `lazily` also what is in use, which then ends with its last user. Without privilege
 /// through `fusermount3`.
 ///

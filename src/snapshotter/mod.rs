@@ -1,0 +1,39 @@
+//! A containerd proxy snapshotter over the lazy store: `containerd.services.snapshots.v1`.
+//!
+//! ```text
+//! serve.rs        from the start to the end   socket.rs   containerd's socket     ready.rs   probes
+//! wire.rs         the messages and the service as they go over the socket
+//! service.rs      the calls as they come over it
+//! snapshots.rs    the ten calls: Prepare, View, Mounts, Commit, Remove, Stat, Update, List, Usage, Cleanup
+//! heal.rs         what a kill or a power cut left, put right at the start
+//! layer.rs        which layers are Nix layers, and what they bring
+//! closures.rs     what is needed of the store
+//! mounts.rs       how a snapshot is mounted
+//! directories.rs  snapshots/ID/fs and work
+//! metadata/       snapshots.redb              record.rs   what is known of a snapshot
+//! filter.rs       containerd's filter language
+//! error.rs        what can go wrong, and the code that containerd gets for it
+//! ```
+
+pub mod closures;
+pub mod directories;
+mod error;
+mod filter;
+mod heal;
+mod layer;
+pub mod metadata;
+pub mod mounts;
+mod ready;
+pub mod record;
+mod serve;
+pub mod service;
+mod snapshots;
+mod socket;
+pub mod wire;
+
+pub use error::{MetadataError, SnapshotError};
+pub use heal::Healed;
+pub use layer::{LayerError, Wanted};
+pub use ready::ADMIN_SOCKET;
+pub use serve::{MOUNTPOINT, Serve, serve};
+pub use snapshots::{ADMISSION, Options, Snapshots};

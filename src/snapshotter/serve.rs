@@ -1,0 +1,266 @@
+//! The snapshotter's life: open the store, mount it, put right what an earlier run left, answer,
+//! end without taking anything from running containers.
+
+use std::{
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use sd_notify::NotifyState;
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{
+    directories::Directories,
+    error::{MetadataError, SnapshotError},
+    heal::Healed,
+    ready::{self, Probe, admin_socket},
+    service::service,
+    snapshots::{Options, Snapshots},
+    socket::{Socket, check_free},
+};
+use crate::{
+    config::Config,
+    daemon::{
+        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, limit_arenas, mount_failure,
+        open_store, runtime,
+    },
+    failure::{Exit, Failure},
+    fuse::{self, Layout, Mount},
+};
+
+/// Where the store is mounted, in the state directory.
+pub const MOUNTPOINT: &str = "mnt";
+/// Calls of one client that may be under way: those that wait for a cache must not be in the way
+/// of the others. containerd has one connection.
+const CALLS: u32 = 4096;
+
+/// What a snapshotter is to do.
+#[derive(Debug, Clone)]
+pub struct Serve {
+    /// The socket for containerd.
+    pub address: PathBuf,
+    /// Whether layers without labels are looked at.
+    pub detect: bool,
+}
+
+/// Serves until a signal, or until somebody unmounts the store.
+///
+/// # Errors
+/// What kept it from serving.
+pub fn serve(config: &Config, what: &Serve) -> Result<(), Failure> {
+    limit_arenas();
+    check_root(&config.state_dir)?;
+    let runtime = runtime()?;
+    match start(config, what, &runtime) {
+        Ok(running) => running.wait(config, runtime),
+        Err(failure) => {
+            runtime.shutdown_timeout(DRAIN);
+            Err(failure)
+        }
+    }
+}
+
+/// Overlayfs gets its directories in one text, where these characters stand between them.
+fn check_root(root: &Path) -> Result<(), Failure> {
+    match root.to_str() {
+        Some(text) if !text.contains([',', ':', '\\', '"']) => Ok(()),
+        _ => {
+            let what = format!(
+                "{} can't be the directory of a snapshotter: overlayfs takes no path with a comma, a colon, a quote, a \
+                 backslash, or bytes that are no UTF-8",
+                root.display()
+            );
+            Err(Failure::new(Exit::Usage, what).hint("use another directory with --root"))
+        }
+    }
+}
+
+struct Running {
+    shared: Arc<Shared>,
+    signals: mpsc::UnboundedReceiver<Signal>,
+    server: Server,
+    mountpoint: PathBuf,
+    calls: Calls,
+    admin: (Socket, JoinHandle<()>),
+}
+
+/// In this order: what can be refused first, the mount after it, the sockets last.
+fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Failure> {
+    let root = &config.state_dir;
+    check_free(&what.address)?;
+    let store = open_store(config, runtime)?;
+    let (shared, signals) = Shared::new(config, store.clone(), Layout::Node);
+    store.keep_quota();
+    let mountpoint = root.join(MOUNTPOINT);
+    let options = Options {
+        detect: what.detect,
+        ..Options::default()
+    };
+    let directories = Directories::new(root, &mountpoint);
+    let opened = Snapshots::open(root, directories, Arc::new(store), options);
+    let (snapshots, healed) = runtime.block_on(opened).map_err(|e| snapshot_failure(&e))?;
+    let server = Server::start(root, shared.clone())?;
+    shared.adopt(mount(&shared, &mountpoint)?);
+    let answering = runtime.block_on(async {
+        let calls = Calls::serve(&what.address, &snapshots).await?;
+        let probe = Arc::new(Probe {
+            mountpoint: mountpoint.clone(),
+            socket: what.address.clone(),
+        });
+        let (admin, connections) = Socket::open(&admin_socket(root)).await?;
+        let admin = (
+            admin,
+            tokio::spawn(ready::serve(probe.clone(), connections)),
+        );
+        let ready = probe.ready().await;
+        ready.map_err(|why| Failure::new(Exit::System, format!("not ready: {why}")))?;
+        tell_the_service_manager(&snapshots, &healed);
+        snapshots.heal_in_the_background(&healed);
+        Ok((calls, admin))
+    });
+    let (calls, admin) = answering.inspect_err(|_: &Failure| {
+        // Nobody would ever answer there. That it fails too adds nothing to the error.
+        let _ = fuse::unmount(&mountpoint, true);
+    })?;
+    Ok(Running {
+        shared,
+        signals,
+        server,
+        mountpoint,
+        calls,
+        admin,
+    })
+}
+
+/// Mounts the store in the state directory, in the place of what a dead server left there.
+fn mount(shared: &Shared, mountpoint: &Path) -> Result<Mount, Failure> {
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(mountpoint);
+    if let Err(e) = made
+        && e.kind() != std::io::ErrorKind::AlreadyExists
+        && !fuse::mounted_by_narfs(mountpoint)
+    {
+        let what = format!("the mountpoint {} can't be made", mountpoint.display());
+        return Err(Failure::new(Exit::System, what).because(&e));
+    }
+    if fuse::unmount_dead(mountpoint).map_err(mount_failure)? {
+        tracing::warn!(
+            mountpoint = %mountpoint.display(),
+            "a mount without a server was left and is replaced; containers that used it have to be started again"
+        );
+    }
+    Mount::new(&shared.store, mountpoint, &shared.options).map_err(mount_failure)
+}
+
+fn tell_the_service_manager(snapshots: &Snapshots, healed: &Healed) {
+    let count = snapshots.count();
+    tracing::info!(snapshots = count, damaged = healed.damaged.len(), "ready");
+    let status = format!("serving {count} snapshots");
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status)]) {
+        tracing::warn!(%error, "the service manager can't be told");
+    }
+}
+
+/// The socket for containerd and who answers there.
+struct Calls {
+    socket: Socket,
+    stop: oneshot::Sender<()>,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl Calls {
+    async fn serve(address: &Path, snapshots: &Snapshots) -> Result<Self, Failure> {
+        let (socket, connections) = Socket::open(address).await?;
+        let (stop, stopped) = oneshot::channel();
+        let server = tonic::transport::Server::builder()
+            .max_concurrent_streams(CALLS)
+            .add_service(service(snapshots.clone()))
+            .serve_with_incoming_shutdown(ReceiverStream::new(connections), async {
+                // Dropped means the same.
+                let _ = stopped.await;
+            });
+        Ok(Self {
+            socket,
+            stop,
+            server: tokio::spawn(server),
+        })
+    }
+
+    /// No new calls; those under way may end.
+    async fn end(self) {
+        self.socket.close();
+        // That it ended by itself is fine.
+        let _ = self.stop.send(());
+        if tokio::time::timeout(DRAIN, self.server).await.is_err() {
+            tracing::warn!("calls were under way and are cut off; containerd tries them again");
+        }
+    }
+}
+
+impl Running {
+    fn wait(mut self, config: &Config, runtime: Runtime) -> Result<(), Failure> {
+        tracing::info!(
+            root = %config.state_dir.display(),
+            caches = self.shared.store.substituters().len(),
+            "serving"
+        );
+        let why = runtime.block_on(self.until_the_end())?;
+        tracing::info!(why, "ending");
+        if let Err(error) = sd_notify::notify(&[NotifyState::Stopping]) {
+            tracing::debug!(%error, "the service manager can't be told");
+        }
+        runtime.block_on(async {
+            self.calls.end().await;
+            self.admin.0.close();
+            self.admin.1.abort();
+        });
+        self.server.stop();
+        runtime.shutdown_timeout(DRAIN);
+        if let Err(error) = self.shared.store.flush() {
+            tracing::warn!(%error, "not everything that was fetched could be made durable");
+        }
+        Ok(())
+    }
+
+    async fn until_the_end(&mut self) -> Result<&'static str, Failure> {
+        let system =
+            |e: std::io::Error| Failure::new(Exit::System, "signals can't be received").because(&e);
+        let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+        let mut activity = Activity::default();
+        let mut tick = tokio::time::interval(IDLE_TICK);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok("SIGTERM"),
+                _ = interrupt.recv() => return Ok("SIGINT"),
+                told = self.signals.recv() => match told {
+                    Some(Signal::Stop) | None => return Ok("asked to"),
+                    // The only mount of its own; others are those of `narfs run`.
+                    Some(Signal::MountEnded) if !fuse::mounted_by_narfs(&self.mountpoint) => return Ok("unmounted"),
+                    Some(Signal::MountEnded) => {}
+                },
+                _ = tick.tick() => activity.look(&self.shared.store),
+            }
+        }
+    }
+}
+
+fn snapshot_failure(error: &SnapshotError) -> Failure {
+    let exit = match error {
+        SnapshotError::Metadata(MetadataError::Failed { .. } | MetadataError::NoSpace { .. }) => {
+            Exit::System
+        }
+        SnapshotError::Io { .. } => Exit::System,
+        _ => Exit::Failure,
+    };
+    Failure::from_error(exit, error)
+}
