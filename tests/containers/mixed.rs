@@ -195,7 +195,7 @@ fn the_pause_image_runs() {
     let container = world.containerd.start_container(name, NARFS, &[]);
     assert!(container.runs());
     let root = container.at("/");
-    assert!(root.join("pause").exists());
+    assert!(root.join("busybox").exists());
     assert!(!root.join("nix").exists(), "an ordinary image has no store");
     assert!(!root.join(".nix-snapshotter").exists(), "nor a status");
     container.remove();

@@ -17,9 +17,9 @@ use crate::{
 pub fn pause_image() -> Image {
     let busybox = fs::read(corpus::directory().join("busybox/busybox"));
     let busybox = busybox.expect("tests/setup unpacks a busybox");
-    let layer = Layer::new().file("pause", Owned::root(0o755), &busybox);
+    let layer = Layer::new().file("busybox", Owned::root(0o755), &busybox);
     Image::new("docker.io/library/pause:1")
-        .entrypoint(&["/pause", "tail", "-f", "/dev/null"])
+        .entrypoint(&["/busybox", "tail", "-f", "/dev/null"])
         .layer(layer)
 }
 

@@ -284,9 +284,11 @@ impl Containerd {
         self.directory.path().join(name)
     }
 
-    /// What it logged.
+    /// What it warned of.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap_or_default()
+        let text = fs::read_to_string(self.path("log")).unwrap_or_default();
+        let lines = text.lines().filter(|line| !line.contains("level=info"));
+        lines.flat_map(|line| [line, "\n"]).collect()
     }
 
     /// The version that it says it is.
