@@ -40,6 +40,11 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "FD")]
     pub fuse_fd: Option<RawFd>,
 
+    /// A descriptor of the file that keeps the kernel's first request for the processes that serve
+    /// --fuse-fd one after the other; empty for the first of them
+    #[arg(long, value_name = "FD", requires = "fuse_fd")]
+    pub greeting_fd: Option<RawFd>,
+
     /// End after this time without a mount or a connection
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub idle_exit: Option<Duration>,
@@ -58,6 +63,7 @@ pub fn run(config: &Config, args: &DaemonArgs) -> Result<(), Failure> {
         mountpoint: args.mountpoint.clone(),
         ready: args.ready_fd.map(inherited).transpose()?,
         device: args.fuse_fd.map(inherited).transpose()?,
+        greeting: args.greeting_fd.map(inherited).transpose()?,
         idle_exit: args.idle_exit,
         roots: args.root.clone(),
     };

@@ -23,7 +23,7 @@ use crate::{
     config::{AllowOther, Config},
     content::ContentError,
     failure::{Exit, Failure},
-    fuse::{self, Layout, Mount, MountError, MountOptions},
+    fuse::{self, Kept, Layout, Mount, MountError, MountOptions},
     nix::StorePath,
     store::{Lane, Store, StoreError},
 };
@@ -42,6 +42,8 @@ pub struct Serve {
     pub ready: Option<OwnedFd>,
     /// A mount made by somebody else.
     pub device: Option<OwnedFd>,
+    /// With it, if it is kept beyond this process: the kernel's greeting.
+    pub greeting: Option<OwnedFd>,
     /// End after so long without a mount or a client.
     pub idle_exit: Option<Duration>,
     /// Paths to admit with their closures, and to collect last.
@@ -164,7 +166,11 @@ fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running
         shared.adopt(Mount::new(&store, mountpoint, &shared.options).map_err(mount_failure)?);
     }
     if let Some(device) = what.device.take() {
-        shared.adopt(Mount::serve(&store, device, &shared.options).map_err(mount_failure)?);
+        let mount = match what.greeting.take() {
+            Some(greeting) => Mount::take_over(&store, Kept { device, greeting }, &shared.options),
+            None => Mount::serve(&store, device, &shared.options),
+        };
+        shared.adopt(mount.map_err(mount_failure)?);
     }
     let running = Running {
         shared,

@@ -7,12 +7,15 @@
 //! ```text
 //! filesystem.rs   the callbacks           convert.rs     attributes, time-outs, errno
 //! mount.rs        a mount and its tuning  mountpoint.rs  what is mounted where
+//! takeover.rs     a mount that outlives its server
 //! ```
 
 mod convert;
 mod filesystem;
 mod mount;
 mod mountpoint;
+mod takeover;
 
-pub use mount::{Layout, Mount, MountOptions, raise_read_ahead};
+pub use mount::{Layout, Mount, MountOptions, mount_kept, raise_read_ahead};
 pub use mountpoint::{MountError, mounted_by_narfs, unmount, unmount_dead};
+pub use takeover::Kept;

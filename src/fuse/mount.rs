@@ -22,6 +22,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::{
     filesystem::StoreFs,
     mountpoint::{MountError, TYPE, check, unmount},
+    takeover::{self, Kept},
 };
 use crate::{
     store::{Event, Node, NodeId, Path as KnownPath, Store, ViewId},
@@ -117,10 +118,7 @@ impl Mount {
         };
         let session = match mount_directly(mountpoint, options).map_err(failed)? {
             Some(device) => Session::from_fd(fs, device, acl(options), config(options))
-                .inspect_err(|_| {
-                    // Nobody would ever answer there. That it fails too adds nothing to the error.
-                    let _ = unmount(mountpoint, true);
-                }),
+                .inspect_err(|_| abandon(mountpoint)),
             None => Session::new(fs, mountpoint, &config(options)),
         };
         let session = session.map_err(failed)?;
@@ -146,6 +144,26 @@ impl Mount {
         let fs = StoreFs::new(store.clone(), options.layout);
         let session = Session::from_fd(fs, device, acl, config(options)).map_err(io)?;
         Self::run(store, session, None, options.layout)
+    }
+
+    /// Serves a mount that is kept, from its beginning or after another process.
+    ///
+    /// # Errors
+    /// When the mount is gone or does not begin the kernel's protocol.
+    pub fn take_over(
+        store: &Store,
+        kept: Kept,
+        options: &MountOptions,
+    ) -> Result<Self, MountError> {
+        let io = |source| MountError::Io {
+            path: "a mount handed over".into(),
+            source,
+        };
+        let fs = StoreFs::new(store.clone(), options.layout);
+        let (session, first) = takeover::begin(fs, kept, options).map_err(io)?;
+        let mount = Self::run(store, session, None, options.layout)?;
+        tracing::info!(first, "serving a mount that outlives this process");
+        Ok(mount)
     }
 
     fn run(
@@ -196,6 +214,34 @@ impl Mount {
     }
 }
 
+/// Mounts, for whoever keeps the mount and lets others serve it ([`Mount::take_over`]). Nobody
+/// answers there until then. Needs the privilege to mount.
+///
+/// # Errors
+/// With the reason and what to do about it.
+pub fn mount_kept(mountpoint: &Path, options: &MountOptions) -> Result<Kept, MountError> {
+    check(mountpoint)?;
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => MountError::NoDevice,
+        _ => MountError::Io {
+            path: mountpoint.into(),
+            source,
+        },
+    };
+    match mount_directly(mountpoint, options).map_err(failed)? {
+        Some(device) => Kept::new(device)
+            .map_err(failed)
+            .inspect_err(|_| abandon(mountpoint)),
+        None => Err(MountError::NoPermission(mountpoint.into())),
+    }
+}
+
+/// Takes away a mount that nobody would ever answer at.
+fn abandon(mountpoint: &Path) {
+    // There is an error to be told already; that this fails too adds nothing to it.
+    let _ = unmount(mountpoint, true);
+}
+
 /// Mounts with mount(2); `None` without the privilege to do so. fuser would do the same, but as a
 /// mount of type `fuse`: `narfs umount` and people tell ours from others by its type.
 fn mount_directly(mountpoint: &Path, options: &MountOptions) -> io::Result<Option<OwnedFd>> {
@@ -224,7 +270,7 @@ fn mount_directly(mountpoint: &Path, options: &MountOptions) -> io::Result<Optio
     }
 }
 
-fn acl(options: &MountOptions) -> SessionACL {
+pub(super) fn acl(options: &MountOptions) -> SessionACL {
     if options.allow_other {
         SessionACL::All
     } else {
@@ -232,7 +278,7 @@ fn acl(options: &MountOptions) -> SessionACL {
     }
 }
 
-fn config(options: &MountOptions) -> Config {
+pub(super) fn config(options: &MountOptions) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("narfs".into()),
