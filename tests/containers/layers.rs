@@ -9,13 +9,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::mount::{UnmountFlags, unmount};
 use sha2::{Digest, Sha256};
 use tar::EntryType;
 
 use crate::{
     containerd::{Containerd, Version},
+    mixed::shell_layer,
     mounted::{output, run, shell},
-    oci::{Image, Layer, MTIME, Owned},
+    oci::{Archive, Image, Layer, MTIME, Owned},
     world::{NARFS, World},
 };
 
@@ -251,18 +253,16 @@ fn crafted(name: &str) -> Image {
         .layer(top)
 }
 
-/// Loads it for both snapshotters; its name.
+/// Loads it for both snapshotters; the key of its uppermost snapshot.
 fn load_for_both(world: &World, image: Image) -> String {
-    let name = image.name().to_owned();
     let file = world.file("crafted");
     image.write(&file);
     for snapshotter in [OVERLAYFS, NARFS] {
         let output = world.containerd.import(&file, snapshotter);
-        world
-            .containerd
-            .assert_done(&output, &format!("the import for {snapshotter}"));
+        let what = format!("the import for {snapshotter}");
+        world.containerd.assert_done(&output, &what);
     }
-    name
+    Archive::read(&file).chain_id()
 }
 
 /// What containers do to their root: every operation that overlayfs handles in a way of its own.
@@ -296,24 +296,17 @@ fn write_everywhere(root: &Path) {
     file.set_len(1).expect("cut");
 }
 
-fn tree_of(containerd: &Containerd, image: &str, snapshotter: &str) -> Tree {
-    look(&containerd.mount_image(image, snapshotter, false).at)
+fn tree_of(containerd: &Containerd, top: &str, snapshotter: &str) -> Tree {
+    look(&containerd.mount_view(top, snapshotter).at)
 }
 
-fn written_tree(containerd: &Containerd, image: &str, snapshotter: &str) -> (Tree, Vec<String>) {
-    let mount = containerd.mount_image(image, snapshotter, true);
+fn written_tree(containerd: &Containerd, top: &str, snapshotter: &str) -> (Tree, Vec<String>) {
+    let mount = containerd.mount_new(top, snapshotter);
     write_everywhere(&mount.at);
     let tree = look(&mount.at);
-    rustix::mount::unmount(&mount.at, rustix::mount::UnmountFlags::empty()).expect("unmounted");
+    unmount(&mount.at, UnmountFlags::empty()).expect("unmounted");
     // The layer that containerd would make of the changes.
-    let parent = containerd.snapshots(snapshotter);
-    let parent = parent
-        .iter()
-        .find(|row| row[0] == mount.key())
-        .unwrap_or_else(|| panic!("no {} in {parent:?}", mount.key()));
-    let parent = parent[1].clone();
     let file = containerd.path(&format!("{snapshotter}.diff"));
-    let key = mount.key();
     let diff = [
         "snapshots",
         "--snapshotter",
@@ -321,8 +314,8 @@ fn written_tree(containerd: &Containerd, image: &str, snapshotter: &str) -> (Tre
         "diff",
         "--media-type",
         "application/vnd.oci.image.layer.v1.tar",
-        &parent,
-        &key,
+        top,
+        &mount.key,
     ];
     let output = output(containerd.ctr(&diff));
     containerd.assert_done(&output, "ctr snapshots diff");
@@ -337,8 +330,8 @@ fn written_tree(containerd: &Containerd, image: &str, snapshotter: &str) -> (Tre
 fn ordinary_layers(version: Version) {
     let world = World::start(version);
     let containerd = &world.containerd;
-    let image = load_for_both(&world, crafted("docker.io/library/crafted:1"));
-    let wanted = tree_of(containerd, &image, OVERLAYFS);
+    let top = load_for_both(&world, crafted("docker.io/library/crafted:1"));
+    let wanted = tree_of(containerd, &top, OVERLAYFS);
     // That the comparison compares something.
     assert_eq!(wanted[Path::new("bin/setuid")].mode & 0o7777, 0o4755);
     assert_eq!(wanted[Path::new("dev/disk")].kind, "block device");
@@ -350,18 +343,18 @@ fn ordinary_layers(version: Version) {
     );
     assert!(!wanted.contains_key(Path::new("opaque/below")));
     assert!(!wanted.contains_key(Path::new("returns/old")));
-    assert_same("the image", &tree_of(containerd, &image, NARFS), &wanted);
+    assert_same("the image", &tree_of(containerd, &top, NARFS), &wanted);
 
-    let (wanted, wanted_diff) = written_tree(containerd, &image, OVERLAYFS);
-    let (found, diff) = written_tree(containerd, &image, NARFS);
+    let (wanted, wanted_diff) = written_tree(containerd, &top, OVERLAYFS);
+    let (found, diff) = written_tree(containerd, &top, NARFS);
     assert_same("after writing", &found, &wanted);
     assert!(wanted_diff.len() > 15, "{wanted_diff:?}");
     assert_eq!(diff, wanted_diff, "the layer of the changes");
     // What was written went into no layer below.
-    let wanted = tree_of(containerd, &image, OVERLAYFS);
+    let wanted = tree_of(containerd, &top, OVERLAYFS);
     assert_same(
         "the image, again",
-        &tree_of(containerd, &image, NARFS),
+        &tree_of(containerd, &top, NARFS),
         &wanted,
     );
 }
@@ -380,7 +373,8 @@ fn ordinary_layers_are_as_overlayfs_has_them_on_containerd_2() {
 fn many_ordinary_layers_are_as_overlayfs_has_them() {
     let world = World::start(Version::Installed);
     // Enough that a page of mount options would not hold absolute paths of them.
-    let image = (0..60).fold(Image::new("docker.io/library/deep:1"), |image, layer| {
+    let image = Image::new("docker.io/library/deep:1").layer(shell_layer());
+    let image = (0..80).fold(image, |image, layer| {
         let own = format!("from/{layer:02}");
         let text = format!("layer {layer}");
         image.layer(
@@ -390,12 +384,14 @@ fn many_ordinary_layers_are_as_overlayfs_has_them() {
                 .file("last", Owned::root(0o644), text.as_bytes()),
         )
     });
-    let image = load_for_both(&world, image);
-    let wanted = tree_of(&world.containerd, &image, OVERLAYFS);
-    assert_eq!(wanted.len(), 63);
-    assert_same(
-        "60 layers",
-        &tree_of(&world.containerd, &image, NARFS),
-        &wanted,
-    );
+    let image = image.entrypoint(&["/bin/sleep", "3600"]);
+    let name = image.name().to_owned();
+    load_for_both(&world, image);
+    let trees = [OVERLAYFS, NARFS].map(|snapshotter| {
+        let container = world.containerd.start_container(&name, snapshotter, &[]);
+        assert_eq!(container.exec_well(&["/bin/cat", "/last"]), "layer 79");
+        look(&container.at("/from"))
+    });
+    assert_eq!(trees[0].len(), 81);
+    assert_same("80 layers", &trees[1], &trees[0]);
 }

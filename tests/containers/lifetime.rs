@@ -133,7 +133,7 @@ fn some_file(at: &Path) -> Option<PathBuf> {
 fn a_cache_dies_and_returns_in_the_life_of_a_container() {
     let world = World::start(Version::Installed);
     let root = corpus::store_path("ffmpeg");
-    let image = world.nix_image("ffmpeg", &root, "bin/ffmpeg");
+    let (image, _) = world.nix_image("ffmpeg", &root, "bin/ffmpeg");
     let program = root.join("bin/ffmpeg").display().to_string();
     let endless = [
         &program, "-nostdin", "-re", "-f", "lavfi", "-i", "anullsrc", "-f", "null", "-",

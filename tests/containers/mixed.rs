@@ -11,7 +11,7 @@ use narfs::nix::{Compression, StorePath};
 use crate::{
     containerd::Version,
     corpus,
-    oci::{Image, Layer, Owned},
+    oci::{Archive, Image, Layer, Owned},
     pods::pause_image,
     synthetic::{Cache, Listed, Node},
     world::{Host, LOOK, NARFS, Status, World, build, python},
@@ -226,7 +226,9 @@ fn store_paths_are_files_and_links_too() {
     host.containerd.load(&file, NARFS);
     let printed = host.containerd.run(name, NARFS, &[]);
     assert_eq!(printed, "a file of its own\n");
-    let mount = host.containerd.mount_image(name, NARFS, false);
+    let mount = host
+        .containerd
+        .mount_view(&Archive::read(&file).chain_id(), NARFS);
     let at = |path: &Path| mount.at.join(path.strip_prefix("/").expect("absolute"));
     assert_eq!(
         fs::read_to_string(at(&text)).expect("read"),

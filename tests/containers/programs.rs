@@ -8,6 +8,7 @@ use crate::{
     containerd::Version,
     corpus,
     mounted::{read_json, run, wait_until},
+    oci::Archive,
     synthetic::{Cache, Listed, Node},
     world::{LOOK, NARFS, Status, World, build},
 };
@@ -20,8 +21,9 @@ const WORK: &str = "import json, http.client, email.message, sqlite3, decimal, c
     hashlib.sha256(b'narfs').hexdigest())";
 
 /// Unpacking an image brings narinfos and listings, and nothing of what is in the store paths.
-fn nothing_is_fetched(world: &World, image: &str) {
-    let mount = world.containerd.mount_image(image, NARFS, false);
+fn nothing_is_fetched(world: &World, image: &Path) {
+    let top = Archive::read(image).chain_id();
+    let mount = world.containerd.mount_view(&top, NARFS);
     let summary = read_json(&mount.at.join(".nix-snapshotter/summary.json"));
     assert_eq!(
         summary["fetchedSize"], 0,
@@ -31,8 +33,8 @@ fn nothing_is_fetched(world: &World, image: &str) {
 
 fn python(world: &World) {
     let root = corpus::store_path("python3.11");
-    let image = world.python_image();
-    nothing_is_fetched(world, &image);
+    let (image, file) = world.nix_image("python", &root, "bin/python3.11");
+    nothing_is_fetched(world, &file);
     let requests = world.nginx.requests();
     let nars = requests
         .iter()
@@ -60,8 +62,8 @@ fn python(world: &World) {
 
 fn redis(world: &World) {
     let root = corpus::store_path("redis-server");
-    let image = world.nix_image("redis", &root, "bin/redis-server");
-    nothing_is_fetched(world, &image);
+    let (image, file) = world.nix_image("redis", &root, "bin/redis-server");
+    nothing_is_fetched(world, &file);
     let server = root.join("bin/redis-server").display().to_string();
     let container = world
         .containerd
@@ -81,8 +83,8 @@ fn redis(world: &World) {
 
 fn ffmpeg(world: &World) {
     let root = corpus::store_path("ffmpeg");
-    let image = world.nix_image("ffmpeg", &root, "bin/ffmpeg");
-    nothing_is_fetched(world, &image);
+    let (image, file) = world.nix_image("ffmpeg", &root, "bin/ffmpeg");
+    nothing_is_fetched(world, &file);
     let program = root.join("bin/ffmpeg").display().to_string();
     let printed = world.containerd.run(&image, NARFS, &[&program, "-version"]);
     let mut native = Command::new(root.join("bin/ffmpeg"));

@@ -326,18 +326,18 @@ impl World {
         file
     }
 
-    /// Builds and loads it; its name.
-    pub fn nix_image(&self, name: &str, closure: &Path, entrypoint: &str) -> String {
+    /// Builds and loads it; its name, and its archive.
+    pub fn nix_image(&self, name: &str, closure: &Path, entrypoint: &str) -> (String, PathBuf) {
         let name = format!("docker.io/library/{name}:1");
         let file = self.build(&name, closure, entrypoint);
         self.containerd.load(&file, NARFS);
-        name
+        (name, file)
     }
 
-    /// The image of python3.11, loaded.
+    /// The image of python3.11, loaded; its name.
     pub fn python_image(&self) -> String {
         let root = corpus::store_path("python3.11");
-        self.nix_image("python", &root, "bin/python3.11")
+        self.nix_image("python", &root, "bin/python3.11").0
     }
 }
 

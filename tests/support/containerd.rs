@@ -39,7 +39,7 @@ use rustix::{
 
 use crate::{
     corpus,
-    mounted::{alive, output, run, wait_until},
+    mounted::{alive, output, run, shell, wait_until},
 };
 
 /// The namespace of the CRI plugin's images and containers.
@@ -419,17 +419,43 @@ impl Containerd {
         rows.filter(|row| !row.is_empty()).collect()
     }
 
-    /// `ctr images mount`: an image's file system at a directory, taken away with the value.
-    pub fn mount_image(&self, image: &str, snapshotter: &str, writable: bool) -> ImageMount<'_> {
-        let at = self.path(&format!("image-{}", self.name()));
+    /// A view of a snapshot, mounted. (`ctr images mount` would do that in one, but knows no
+    /// snapshotter other than overlayfs in 1.6, whatever it is told.)
+    pub fn mount_view(&self, parent: &str, snapshotter: &str) -> Mounted<'_> {
+        self.mounted("view", parent, snapshotter)
+    }
+
+    /// A new snapshot on top of another one, mounted.
+    pub fn mount_new(&self, parent: &str, snapshotter: &str) -> Mounted<'_> {
+        self.mounted("prepare", parent, snapshotter)
+    }
+
+    fn mounted(&self, verb: &str, parent: &str, snapshotter: &str) -> Mounted<'_> {
+        let key = self.name();
+        let at = self.path(&format!("mount-{key}"));
         fs::create_dir(&at).expect("a mountpoint");
-        let mut command = self.ctr(&["images", "mount", "--snapshotter", snapshotter]);
-        command.args(writable.then_some("--rw")).arg(image).arg(&at);
-        let output = output(command);
-        self.assert_done(&output, &format!("mounting {image}"));
-        ImageMount {
+        let shown = at.display().to_string();
+        let snapshots = |words: &[&str]| {
+            let mut command = self.ctr(&["snapshots", "--snapshotter", snapshotter]);
+            command.args(words);
+            command
+        };
+        // `ctr` leaves a view to the garbage collector, which may take it at once; the snapshots
+        // that it shows are the image's, and stay.
+        let mut script = None;
+        for _ in 0..10 {
+            run(snapshots(&[verb, &key, parent]));
+            let mounts = output(snapshots(&["mounts", &shown, &key]));
+            if mounts.status.success() {
+                script = Some(String::from_utf8(mounts.stdout).expect("UTF-8"));
+                break;
+            }
+        }
+        run(shell(&script.expect("the snapshot stays"), &[]));
+        Mounted {
             containerd: self,
             snapshotter: snapshotter.to_owned(),
+            key,
             at,
         }
     }
@@ -549,31 +575,25 @@ impl Drop for Container<'_> {
     }
 }
 
-/// An image's file system. See [`Containerd::mount_image`].
-pub struct ImageMount<'c> {
+/// A snapshot's file system; dropped, it is unmounted and the snapshot removed.
+pub struct Mounted<'c> {
     containerd: &'c Containerd,
     snapshotter: String,
+    /// Its snapshot.
+    pub key: String,
     /// Where it is.
     pub at: PathBuf,
 }
 
-impl ImageMount<'_> {
-    /// The key of its snapshot: the mountpoint.
-    pub fn key(&self) -> String {
-        self.at.display().to_string()
-    }
-}
-
-impl Drop for ImageMount<'_> {
+impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         let _ = unmount(&self.at, UnmountFlags::DETACH);
-        let key = self.key();
         let remove = [
             "snapshots",
             "--snapshotter",
             &self.snapshotter,
             "remove",
-            &key,
+            &self.key,
         ];
         let _ = output(self.containerd.ctr(&remove));
     }

@@ -50,29 +50,15 @@ impl Layer {
 
     /// The uppermost layer of the image in an archive, as it is there.
     pub fn last_of(archive: &Path) -> Self {
-        let mut files = BTreeMap::new();
-        let opened = fs::File::open(archive).expect("an archive");
-        for entry in tar::Archive::new(opened).entries().expect("a tar") {
-            let mut entry = entry.expect("an entry");
-            let name = entry.path().expect("a name").display().to_string();
-            let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes).expect("read");
-            files.insert(name, bytes);
-        }
-        let blob = |digest: &Value| {
-            let digest = digest.as_str().expect("a digest").replace(':', "/");
-            &files[&format!("blobs/{digest}")]
-        };
-        let json = |bytes: &[u8]| -> Value { serde_json::from_slice(bytes).expect("JSON") };
-        let index = json(&files["index.json"]);
-        let manifest = json(blob(&index["manifests"][0]["digest"]));
-        let config = json(blob(&manifest["config"]["digest"]));
-        let last = |list: &Value| list.as_array().and_then(|list| list.last().cloned());
-        let layer = last(&manifest["layers"]).expect("a layer");
-        let id = last(&config["rootfs"]["diff_ids"]).expect("a layer");
-        let bytes = blob(&layer["digest"]).clone();
+        let archive = Archive::read(archive);
+        let (layers, ids) = (archive.layers(), archive.diff_ids());
+        let (layer, id) = (
+            layers.last().expect("a layer"),
+            ids.last().expect("a layer"),
+        );
+        let bytes = archive.blob(&layer["digest"]).to_vec();
         Self {
-            taken: Some((layer, bytes, id)),
+            taken: Some((layer.clone(), bytes, json!(id))),
             ..Self::default()
         }
     }
@@ -179,6 +165,69 @@ impl Layer {
     fn finish(self) -> (Vec<u8>, BTreeMap<String, String>) {
         let tar = self.tar.unwrap_or_else(|| tar::Builder::new(Vec::new()));
         (tar.into_inner().expect("in memory"), self.annotations)
+    }
+}
+
+/// The files of an OCI archive with one image.
+pub struct Archive {
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Archive {
+    pub fn read(file: &Path) -> Self {
+        let mut files = BTreeMap::new();
+        let opened = fs::File::open(file).expect("an archive");
+        for entry in tar::Archive::new(opened).entries().expect("a tar") {
+            let mut entry = entry.expect("an entry");
+            let name = entry.path().expect("a name").display().to_string();
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).expect("read");
+            files.insert(name, bytes);
+        }
+        Self { files }
+    }
+
+    fn blob(&self, digest: &Value) -> &[u8] {
+        let digest = digest.as_str().expect("a digest").replace(':', "/");
+        &self.files[&format!("blobs/{digest}")]
+    }
+
+    fn json(&self, digest: &Value) -> Value {
+        serde_json::from_slice(self.blob(digest)).expect("JSON")
+    }
+
+    fn manifest(&self) -> Value {
+        let index: Value = serde_json::from_slice(&self.files["index.json"]).expect("JSON");
+        self.json(&index["manifests"][0]["digest"])
+    }
+
+    /// Descriptors of the layers, the lowest first.
+    pub fn layers(&self) -> Vec<Value> {
+        self.manifest()["layers"]
+            .as_array()
+            .expect("layers")
+            .clone()
+    }
+
+    /// Digests of the layers' tars, the lowest first.
+    pub fn diff_ids(&self) -> Vec<String> {
+        let config = self.json(&self.manifest()["config"]["digest"]);
+        let ids = config["rootfs"]["diff_ids"]
+            .as_array()
+            .expect("layers")
+            .iter();
+        ids.map(|id| id.as_str().expect("a digest").to_owned())
+            .collect()
+    }
+
+    /// The key of the snapshot with all layers.
+    pub fn chain_id(&self) -> String {
+        let ids = self.diff_ids().into_iter();
+        let chain = ids.reduce(|below, id| {
+            let pair = format!("{below} {id}");
+            format!("sha256:{:x}", Sha256::digest(pair))
+        });
+        chain.expect("a layer")
     }
 }
 
