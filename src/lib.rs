@@ -11,6 +11,7 @@
 //! store         the lazy store: admission, fetch lanes, trust, progress
 //! fuse          the kernel protocol, and nothing but that
 //! config        what a user has set        failure   how narfs ends: statuses, causes, hints
+//! image         container images whose store paths a snapshotter brings
 //! daemon        one process for a state directory: mounts, control socket, lifetime
 //! demo, cli     all of it shown on one machine; what a user types and reads
 //! ```
@@ -25,6 +26,7 @@ pub mod daemon;
 pub mod demo;
 pub mod failure;
 pub mod fuse;
+pub mod image;
 pub mod nix;
 pub mod snapshotter;
 pub mod store;

@@ -40,5 +40,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::PathInfo(args) => cli::path_info::run(&config, args),
         Command::Check(args) => cli::check::run(&config, args),
         Command::Gc(args) => cli::gc::run(&config, args),
+        Command::Image(args) => cli::image::run(&config, args),
     }
 }

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod demo;
 pub mod gc;
 mod help;
+pub mod image;
 pub mod in_store;
 pub mod log;
 pub mod ls;
@@ -77,6 +78,7 @@ pub enum Command {
     PathInfo(path_info::PathInfoArgs),
     Check(check::CheckArgs),
     Gc(gc::GcArgs),
+    Image(image::ImageArgs),
     Config(config::ConfigArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),

@@ -16,6 +16,7 @@ pub mod trust;
 pub use cache_info::{CacheInfo, CacheInfoError};
 pub use compression::Compression;
 pub use hash::{HashError, NarHash, NarHasher};
+pub use nar::RootKind;
 pub use narinfo::{MAX_NARINFO, NarInfo, NarInfoError};
 pub use store_path::{STORE_DIR, StorePath, StorePathError, StorePathHash};
 pub use trust::{KeyError, Signature, SigningKey, Trust, TrustedKeys};

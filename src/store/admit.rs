@@ -436,7 +436,7 @@ fn timed_out(path: &StorePath, what: &'static str, waited: Duration) -> StoreErr
 }
 
 /// Compiles a listing, off the runtime's threads if it is large.
-async fn compile(json: Vec<u8>, narinfo: &NarInfo) -> Result<Vec<u8>, StoreError> {
+pub(super) async fn compile(json: Vec<u8>, narinfo: &NarInfo) -> Result<Vec<u8>, StoreError> {
     let (hash, size) = (narinfo.nar_hash, narinfo.nar_size);
     let listing_error = |source| StoreError::Listing {
         path: narinfo.store_path.clone(),

@@ -56,6 +56,16 @@ impl Store {
         &self,
         roots: &[StorePath],
     ) -> Vec<(StorePath, Result<Description, StoreError>)> {
+        self.describe_closure_telling(roots, |_, _| {}).await
+    }
+
+    /// As [`Store::describe_closure`]; tells after each answer how many there are, and how many
+    /// paths are known to belong to it so far.
+    pub async fn describe_closure_telling(
+        &self,
+        roots: &[StorePath],
+        mut tell: impl FnMut(usize, usize),
+    ) -> Vec<(StorePath, Result<Description, StoreError>)> {
         let mut asked: HashSet<StorePathHash> = HashSet::new();
         let mut answers: HashMap<StorePathHash, Result<Description, StoreError>> = HashMap::new();
         let mut running = FuturesUnordered::new();
@@ -73,6 +83,7 @@ impl Store {
                 }
             }
             answers.insert(path.hash(), answer);
+            tell(answers.len(), asked.len());
         }
         in_order(roots, answers)
     }

@@ -12,7 +12,7 @@
 //! beliefs.rs   trees that no NAR has confirmed yet
 //! caches.rs    in which order the caches are asked
 //! narinfo.rs   which cache has a path, and whether it is trusted
-//! describe.rs  what the caches say of paths that are not admitted
+//! describe.rs  what the caches say of paths that are not admitted; root_kind.rs what they are
 //! fetch/       bytes of a NAR: waiters, streams, pieces
 //! read_ahead/  what a program that starts will load
 //! lanes.rs     who may use the link now
@@ -43,6 +43,7 @@ mod own_nodes;
 mod path;
 mod read_ahead;
 mod room;
+mod root_kind;
 mod settings;
 mod status;
 mod upkeep;

@@ -9,6 +9,7 @@ use super::{Exit, Failure};
 use crate::config::Color;
 pub use crate::failure::printable;
 
+pub mod counting;
 pub mod human;
 pub mod progress;
 pub mod table;

@@ -15,13 +15,13 @@ use super::{Terminal, human};
 const PATH_BARS: usize = 6;
 
 /// Between two lines where there is no terminal: a log of a long run stays readable.
-const LINE_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The time over which the rate is averaged: short enough to show a stall, long enough to read.
 const RATE_WINDOW: Duration = Duration::from_secs(3);
 
 /// All bars of the process, so that log lines can be written between them.
-static BARS: LazyLock<MultiProgress> =
+pub(super) static BARS: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::hidden()));
 
 /// Standard error for log lines: bars step aside while one is written.
@@ -249,7 +249,7 @@ impl Progress {
 }
 
 /// A line of text that holds the bar too, cut to the terminal's width by indicatif.
-fn style() -> ProgressStyle {
+pub(super) fn style() -> ProgressStyle {
     // The template is a constant and right; if it were not, the default bar would do.
     ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -257,7 +257,7 @@ fn hasher(
     (tx, thread)
 }
 
-fn decode_error(e: io::Error) -> DecodeError {
+pub(super) fn decode_error(e: io::Error) -> DecodeError {
     if e.kind() == io::ErrorKind::ConnectionAborted {
         return DecodeError::CutOff;
     }

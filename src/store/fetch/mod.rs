@@ -18,6 +18,7 @@
 //! moments, never across an await or a system call.
 
 mod decode;
+mod head;
 mod job;
 mod on_disk;
 mod pass;

@@ -1,0 +1,49 @@
+//! The first bytes of a NAR, without keeping it: its stream is dropped once they are unpacked.
+
+use std::io::Read;
+
+use super::decode::{self, DecodeError};
+use crate::{
+    codec::{self, Checkpoint},
+    nix::NarInfo,
+    store::{Core, StoreError},
+    substituter::{Deadline, Substituter},
+};
+
+impl Core {
+    /// The first `N` bytes of a cache's NAR.
+    pub(in crate::store) async fn nar_head<const N: usize>(
+        &self,
+        substituter: &Substituter,
+        narinfo: &NarInfo,
+    ) -> Result<[u8; N], StoreError> {
+        let path = &narinfo.store_path;
+        let failed = |e| self.fetch_error(path, e);
+        let deadline = Deadline::after(self.settings.read_timeout);
+        let opened = substituter.nar(&narinfo.url, None, None, deadline).await;
+        let mut body = opened.map_err(failed)?;
+        let (feed, packed) = decode::channel();
+        let (format, size) = (narinfo.compression, narinfo.nar_size);
+        let decoding = tokio::task::spawn_blocking(move || {
+            let mut head = [0; N];
+            let mut reader = codec::stream(format, Box::new(packed), Checkpoint::START, size)?;
+            reader.read_exact(&mut head).map_err(decode::decode_error)?;
+            Ok::<_, DecodeError>(head)
+        });
+        while let Some(chunk) = body.next().await.map_err(failed)? {
+            self.counters.fetched.add(chunk.len() as u64);
+            if !feed.chunk(chunk).await {
+                break;
+            }
+        }
+        feed.end().await;
+        match decoding.await {
+            Err(_) => Err(StoreError::Stopping),
+            Ok(head) => head.map_err(|error| StoreError::Damaged {
+                path: path.clone(),
+                substituter: substituter.name().to_owned(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+}
