@@ -20,26 +20,37 @@ const WORK: &str = "import json, http.client, email.message, sqlite3, decimal, c
     print(sys.version, rows, decimal.Decimal(2).sqrt(), zlib.crc32(b'narfs'), \
     hashlib.sha256(b'narfs').hexdigest())";
 
-/// Unpacking an image brings narinfos and listings, and nothing of what is in the store paths.
-fn nothing_is_fetched(world: &World, image: &Path) {
-    let top = Archive::read(image).chain_id();
-    let mount = world.containerd.mount_view(&top, NARFS);
-    let summary = read_json(&mount.at.join(".nix-snapshotter/summary.json"));
-    assert_eq!(
-        summary["fetchedSize"], 0,
-        "unpacking fetched content: {summary}"
-    );
+/// Builds an image and loads it: that brings narinfos and listings, and nothing of what is in the
+/// store paths. Its name.
+fn loaded(world: &World, name: &str, root: &Path, program: &str) -> String {
+    let nars = || {
+        let requests = world.nginx.requests();
+        let nars = requests
+            .iter()
+            .filter(|request| request.path.starts_with("/zstd/nar/"));
+        nars.count()
+    };
+    // What an earlier program began is finished in the background.
+    wait_until("nothing is fetched any more", || {
+        world.snapshotter.summary()["paths"]["fetching"] == 0
+    });
+    let before = nars();
+    let (image, file) = world.nix_image(name, root, program);
+    assert_eq!(nars(), before, "unpacking fetched content");
+    let top = Archive::read(&file).chain_id();
+    let view = world.containerd.mount_view(&top, NARFS);
+    let summary = read_json(&view.at.join(".nix-snapshotter/summary.json"));
+    let count = corpus::closure(root).len();
+    assert_eq!(summary["paths"]["total"], count, "{summary}");
+    if before == 0 {
+        assert_eq!(summary["fetchedSize"], 0, "{summary}");
+    }
+    image
 }
 
 fn python(world: &World) {
     let root = corpus::store_path("python3.11");
-    let (image, file) = world.nix_image("python", &root, "bin/python3.11");
-    nothing_is_fetched(world, &file);
-    let requests = world.nginx.requests();
-    let nars = requests
-        .iter()
-        .filter(|request| request.path.starts_with("/zstd/nar/"));
-    assert_eq!(nars.count(), 0, "{requests:?}");
+    let image = loaded(world, "python", &root, "bin/python3.11");
     let program = root.join("bin/python3.11").display().to_string();
     let script = format!("{WORK}; {LOOK}");
     let printed = world
@@ -62,8 +73,7 @@ fn python(world: &World) {
 
 fn redis(world: &World) {
     let root = corpus::store_path("redis-server");
-    let (image, file) = world.nix_image("redis", &root, "bin/redis-server");
-    nothing_is_fetched(world, &file);
+    let image = loaded(world, "redis", &root, "bin/redis-server");
     let server = root.join("bin/redis-server").display().to_string();
     let container = world
         .containerd
@@ -83,8 +93,7 @@ fn redis(world: &World) {
 
 fn ffmpeg(world: &World) {
     let root = corpus::store_path("ffmpeg");
-    let (image, file) = world.nix_image("ffmpeg", &root, "bin/ffmpeg");
-    nothing_is_fetched(world, &file);
+    let image = loaded(world, "ffmpeg", &root, "bin/ffmpeg");
     let program = root.join("bin/ffmpeg").display().to_string();
     let printed = world.containerd.run(&image, NARFS, &[&program, "-version"]);
     let mut native = Command::new(root.join("bin/ffmpeg"));
@@ -159,10 +168,10 @@ fn a_cache_out_of_reach_fails_the_import_and_the_next_one_works() {
     let file = world.build("docker.io/library/redis:1", &root, "bin/redis-server");
     world.link.cut();
     let said = refused_import(&world, &file);
-    assert!(
-        said.contains("/nix/store/"),
-        "no store path is named: {said}"
-    );
+    let closure = corpus::closure(&root);
+    let names = closure.iter().filter_map(|path| path.file_name()?.to_str());
+    let named = names.filter(|name| said.contains(name)).count();
+    assert!(named > 0, "no store path is named: {said}");
     assert!(
         said.contains(&world.link.url()),
         "the cache is not named: {said}"

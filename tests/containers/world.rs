@@ -220,6 +220,12 @@ impl Snapshotter {
         counters.expect("it says what it counted")
     }
 
+    /// The summary of everything it knows.
+    pub fn summary(&self) -> Value {
+        let summary = "mnt/.nix-snapshotter/summary.json";
+        crate::mounted::read_json(&self.root().join(summary))
+    }
+
     /// Resident memory, in bytes.
     pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");

@@ -13,7 +13,7 @@
 //!   `--local`.
 //! - Words behind the image's name in `ctr run` replace its entry point; in the CRI they are its
 //!   arguments.
-//! - A configuration of `version = 2` is taken by 2.x as well.
+//! - 2.x takes a configuration of `version = 2`, but its CRI plugin loses the `snapshotter` of it.
 //! - A registry on 127.0.0.1 may speak plain HTTP to the CRI plugin; `ctr` wants `--plain-http`,
 //!   and the transfer service of 1.7 ignores that.
 //! - Pods in the host's network need no CNI plugin and no CNI configuration.
@@ -135,15 +135,55 @@ impl Setup {
     }
 
     fn configuration(&self, directory: &Path) -> String {
+        let cri = self.cri_configuration(directory);
+        let mut disabled = DISABLED.to_vec();
+        if self.cri.is_none() {
+            disabled.extend(CRI_PLUGINS);
+        }
+        let version = if self.version == Version::V2 { 3 } else { 2 };
         let directory = directory.display();
-        // The node resource interface listens at a fixed place, which another containerd may hold.
-        let mut disabled = vec![r#""io.containerd.nri.v1.nri""#];
-        let mut cri = String::new();
-        match &self.cri {
-            None => disabled.push(r#""io.containerd.grpc.v1.cri""#),
-            Some((snapshotter, sandbox)) => {
-                cri = format!(
-                    r#"
+        format!(
+            r#"version = {version}
+root = "{directory}/root"
+state = "{directory}/state"
+disabled_plugins = {disabled:?}
+[grpc]
+  address = "{directory}/containerd.sock"
+[ttrpc]
+  address = "{directory}/containerd.sock.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{directory}/opt"
+{cri}{}"#,
+            self.more
+        )
+    }
+
+    fn cri_configuration(&self, directory: &Path) -> String {
+        let Some((snapshotter, sandbox)) = &self.cri else {
+            return String::new();
+        };
+        let directory = directory.display();
+        if self.version == Version::V2 {
+            return format!(
+                r#"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "{snapshotter}"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{sandbox}"
+[plugins."io.containerd.cri.v1.runtime"]
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["{directory}/cni/bin"]
+    conf_dir = "{directory}/cni/conf"
+[plugins."io.containerd.grpc.v1.cri"]
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+"#
+            );
+        }
+        format!(
+            r#"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{sandbox}"
   stream_server_address = "127.0.0.1"
@@ -156,26 +196,19 @@ impl Setup {
     bin_dir = "{directory}/cni/bin"
     conf_dir = "{directory}/cni/conf"
 "#
-                );
-            }
-        }
-        format!(
-            r#"version = 2
-root = "{directory}/root"
-state = "{directory}/state"
-disabled_plugins = [{}]
-[grpc]
-  address = "{directory}/containerd.sock"
-[ttrpc]
-  address = "{directory}/containerd.sock.ttrpc"
-[plugins."io.containerd.internal.v1.opt"]
-  path = "{directory}/opt"
-{cri}{}"#,
-            disabled.join(", "),
-            self.more
         )
     }
 }
+
+/// The node resource interface listens at a fixed place, which another containerd may hold.
+const DISABLED: [&str; 1] = ["io.containerd.nri.v1.nri"];
+
+/// The CRI, of 1.x and of 2.x; names of plugins that are not there disable nothing.
+const CRI_PLUGINS: [&str; 3] = [
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
+];
 
 /// What images and containerd call this machine's architecture.
 pub fn architecture() -> &'static str {
