@@ -9,7 +9,7 @@ use std::{
 use crate::{
     containerd::{Container, Version},
     corpus,
-    mounted::{read_json, wait_until},
+    mounted::{output, read_json, wait_until},
     world::{LOOK, NARFS, Status, World, python},
 };
 
@@ -56,6 +56,15 @@ fn containerd_stops_and_dies_under_containers() {
     );
 }
 
+/// containerd waits a while between tries to connect to a snapshotter that was gone, and fails
+/// what is asked of it meanwhile.
+fn reconnected(world: &World) {
+    let list = ["snapshots", "--snapshotter", NARFS, "list"];
+    wait_until("containerd has the snapshotter again", || {
+        output(world.containerd.ctr(&list)).status.success()
+    });
+}
+
 /// The snapshotter ends in one way and is started again.
 fn snapshotter_ends(end: impl Fn(&World)) {
     let world = World::start(Version::Installed);
@@ -95,6 +104,7 @@ fn the_snapshotter_starts_without_the_network() {
     world.snapshotter.stop();
     world.link.cut();
     world.snapshotter.start_again();
+    reconnected(&world);
     // All that this run reads was read before; the container is new.
     world.containerd.run(&image, NARFS, &words);
 }

@@ -150,7 +150,8 @@ impl Cache {
     }
 
     /// Has a path that is there refer to others.
-    pub fn refer(&self, path: &StorePath, references: Vec<StorePath>) {
+    pub fn refer(&self, path: &StorePath, mut references: Vec<StorePath>) {
+        references.sort();
         let narinfo = format!("{}.narinfo", path.hash());
         let file = self.directory.path().join(narinfo);
         let text = fs::read(&file).expect("the path is there");
