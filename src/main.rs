@@ -20,6 +20,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {
+    // Nothing that is set concerns these two.
+    match &cli.command {
+        Command::KeepMount(args) => return cli::keep_mount::run(args),
+        Command::ProbeMount(args) => return cli::probe_mount::run(args),
+        _ => {}
+    }
     let config = config::load(&Environment::of_process()?, &cli.settings.0)?;
     cli::log::init(&config, cli.command.serves())?;
     for warning in &config.warnings {
@@ -41,5 +47,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Check(args) => cli::check::run(&config, args),
         Command::Gc(args) => cli::gc::run(&config, args),
         Command::Image(args) => cli::image::run(&config, args),
+        Command::KeepMount(args) => cli::keep_mount::run(args),
+        Command::ProbeMount(args) => cli::probe_mount::run(args),
     }
 }

@@ -38,6 +38,7 @@ fn documented(heading: &str) -> BTreeSet<String> {
 fn the_tables_and_the_manifests_agree() {
     for (heading, manifest, table) in [
         ("## narfs", "Cargo.toml", "dependencies"),
+        ("## narfs, to build it", "Cargo.toml", "build-dependencies"),
         (
             "## narfs, for tests and benchmarks",
             "Cargo.toml",

@@ -15,6 +15,7 @@ pub mod gc;
 mod help;
 pub mod image;
 pub mod in_store;
+pub mod keep_mount;
 pub mod log;
 pub mod ls;
 pub mod mount;
@@ -22,6 +23,7 @@ pub mod output;
 mod parse;
 pub mod path_info;
 pub mod prefetch;
+pub mod probe_mount;
 pub mod run;
 pub mod settings;
 pub mod snapshotter;
@@ -82,6 +84,10 @@ pub enum Command {
     Config(config::ConfigArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
+    #[command(hide = true)]
+    KeepMount(keep_mount::KeepMountArgs),
+    #[command(hide = true)]
+    ProbeMount(probe_mount::ProbeMountArgs),
 }
 
 impl Command {

@@ -29,7 +29,9 @@ mod terms;
 
 pub(crate) use memory::limit_arenas;
 pub use open::{open_store, open_store_in, runtime};
-pub(crate) use serve::{Activity, DRAIN, IDLE_TICK, Shared, Signal, mount_failure, store_failure};
+pub(crate) use serve::{
+    Activity, DRAIN, IDLE_TICK, Shared, Signal, end_runtime, mount_failure, store_failure,
+};
 pub use serve::{Serve, serve};
 pub(crate) use server::Server;
 pub use terms::Terms;

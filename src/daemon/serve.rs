@@ -155,6 +155,8 @@ struct Running {
     signals: mpsc::UnboundedReceiver<Signal>,
     server: Server,
     mountpoint: Option<PathBuf>,
+    /// Its mount outlives it.
+    kept: bool,
 }
 
 fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running, Failure> {
@@ -165,6 +167,7 @@ fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running
     if let Some(mountpoint) = &what.mountpoint {
         shared.adopt(Mount::new(&store, mountpoint, &shared.options).map_err(mount_failure)?);
     }
+    let kept = what.greeting.is_some();
     if let Some(device) = what.device.take() {
         let mount = match what.greeting.take() {
             Some(greeting) => Mount::take_over(&store, Kept { device, greeting }, &shared.options),
@@ -177,6 +180,7 @@ fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running
         signals,
         server,
         mountpoint: what.mountpoint.clone(),
+        kept,
     };
     if let Err(failure) = root(&store, &what.roots, runtime) {
         running.unmount();
@@ -220,7 +224,7 @@ impl Running {
         tracing::info!(why, "ending");
         self.unmount();
         self.server.stop();
-        runtime.shutdown_timeout(DRAIN);
+        end_runtime(runtime, self.kept && self.mounts() > 0);
         if let Err(error) = self.shared.store.flush() {
             tracing::warn!(%error, "not everything that was fetched could be made durable");
         }
@@ -278,6 +282,16 @@ impl Running {
         while self.mounts() > 0 && begun.elapsed() < DRAIN {
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+/// Ends what a daemon does. Where its mount outlives it, what readers wait for is not dropped:
+/// dropped answers are errors, but of one that never comes the kernel sends the request once more,
+/// to the next process.
+pub(crate) fn end_runtime(runtime: Runtime, mount_is_left: bool) {
+    match mount_is_left {
+        true => std::mem::forget(runtime),
+        false => runtime.shutdown_timeout(DRAIN),
     }
 }
 

@@ -17,5 +17,5 @@ mod mountpoint;
 mod takeover;
 
 pub use mount::{Layout, Mount, MountOptions, mount_kept, raise_read_ahead};
-pub use mountpoint::{MountError, mounted_by_narfs, unmount, unmount_dead};
+pub use mountpoint::{MountError, mounted_by_narfs, mounted_device, unmount, unmount_dead};
 pub use takeover::Kept;

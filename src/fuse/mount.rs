@@ -4,10 +4,7 @@ use std::{
     ffi::CString,
     fs::OpenOptions,
     io,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -21,7 +18,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::{
     filesystem::StoreFs,
-    mountpoint::{MountError, TYPE, check, unmount},
+    mountpoint::{MountError, TYPE, check, mounted_device, unmount},
     takeover::{self, Kept},
 };
 use crate::{
@@ -296,11 +293,12 @@ pub(super) fn config(options: &MountOptions) -> Config {
 
 /// Raises the kernel's read-ahead for this mount; only root may.
 pub fn raise_read_ahead(mountpoint: &Path) {
-    let Ok(found) = std::fs::metadata(mountpoint) else {
+    // The server must not wait for itself: killed meanwhile, it would never be gone. So from the
+    // kernel's table, and not by looking at the mount.
+    let Some(device) = mounted_device(mountpoint) else {
         return;
     };
-    let (major, minor) = (libc::major(found.dev()), libc::minor(found.dev()));
-    let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    let knob = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB.to_string()) {
         tracing::debug!(%knob, %error, "read-ahead stays as it is");
     }

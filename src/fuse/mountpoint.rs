@@ -156,6 +156,11 @@ fn fusermount(path: &Path, lazily: bool) -> io::Result<()> {
 
 /// Whether the topmost mount on `path` is one of narfs.
 pub fn mounted_by_narfs(path: &Path) -> bool {
+    mounted_device(path).is_some()
+}
+
+/// The number of the topmost mount on `path`, `MAJOR:MINOR`, if it is one of narfs.
+pub fn mounted_device(path: &Path) -> Option<String> {
     // A dead mount can't be resolved, but its parent can.
     let wanted = match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => parent
@@ -164,15 +169,15 @@ pub fn mounted_by_narfs(path: &Path) -> bool {
             .unwrap_or_else(|_| path.into()),
         _ => path.canonicalize().unwrap_or_else(|_| path.into()),
     };
-    let Ok(table) = std::fs::read_to_string("/proc/self/mounts") else {
-        return false;
-    };
-    let mut on_it = table
+    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let on_it = table
         .lines()
-        .filter(|line| line.split(' ').nth(1).map(unescape).as_ref() == Some(&wanted));
-    on_it
-        .next_back()
-        .is_some_and(|line| line.split(' ').nth(2) == Some(TYPE))
+        .filter(|line| line.split(' ').nth(4).map(unescape).as_ref() == Some(&wanted));
+    let topmost = on_it.last()?;
+    // Fields that may be there or not end with a dash.
+    let (_, rest) = topmost.split_once(" - ")?;
+    let ours = rest.split(' ').next() == Some(TYPE);
+    ours.then(|| topmost.split(' ').nth(2).map(str::to_owned))?
 }
 
 /// Spaces and the like are octal in the kernel's table.

@@ -1,6 +1,6 @@
 //! What the snapshotter needs of the store: closures admitted, views made.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use super::{
     layer::Wanted,
@@ -44,12 +44,25 @@ impl Closures for Store {
     fn admit<'a>(&'a self, wanted: &'a Wanted) -> Answer<'a, ClosureReport> {
         // A container waits for it to start.
         let lane = Lane::Demand;
-        match wanted {
-            Wanted::Paths(paths) => Box::pin(self.admit_all(paths, lane)),
-            Wanted::ReferencesOf(path) => {
-                Box::pin(self.admit_closure(std::slice::from_ref(path), lane))
+        Box::pin(async move {
+            let report = match wanted {
+                Wanted::Paths(paths) => self.admit_all(paths, lane).await,
+                // Nobody reads what only lists the others: its NAR is not even indexed.
+                Wanted::ReferencesOf(path) => match self.references(path, lane).await {
+                    Ok(references) => self.admit_closure(&references, lane).await,
+                    Err(error) => ClosureReport {
+                        failed: vec![(path.clone(), Arc::new(error))],
+                        ..ClosureReport::default()
+                    },
+                },
+            };
+            let absent = report.failed.iter().filter(|(_, e)| e.is_absence());
+            let absent = absent.map(|(path, _)| path);
+            if let Err(error) = self.forget_absence(absent).await {
+                tracing::warn!(%error, "paths that are missing now stay known as missing for a while");
             }
-        }
+            report
+        })
     }
 
     fn make_view<'a>(

@@ -23,6 +23,8 @@ use crate::{
 const MARK: &str = "containerd.io/snapshot/nix-layer";
 const PATH_PREFIX: &str = "containerd.io/snapshot/nix-store-path.";
 const CLOSURE: &str = "containerd.io/snapshot/nix-closure";
+/// What containerd's unpackers tell of the snapshot that a layer will be committed as.
+const REF: &str = "containerd.io/snapshot.ref";
 
 /// How many failures a message spells out; containerd and kubelet print it on a line.
 const SPELLED_OUT: usize = 3;
@@ -131,6 +133,13 @@ fn spelled_out(failed: &[(StorePath, Arc<StoreError>)]) -> String {
         text += &format!("; and {} more", failed.len() - SPELLED_OUT);
     }
     text
+}
+
+/// Whether an active snapshot is one that a layer is unpacked into, by its labels. Its mounts are
+/// without its own paths then: the layer's mountpoints are unpacked where those would be. Any
+/// other is a container's own (`ctr run --snapshotter-label …`), which wants to see them.
+pub fn is_unpacked_into(labels: &Labels) -> bool {
+    labels.contains_key(REF) || labels.get(MARK).is_some_and(|value| value == "true")
 }
 
 impl Wanted {

@@ -6,6 +6,7 @@
 use std::{
     convert::Infallible,
     path::{Path, PathBuf},
+    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -19,16 +20,17 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
+    process::Command,
     sync::mpsc,
 };
 
-use crate::fuse;
+use super::keeper::OWN_PROGRAM;
 
 /// Name of the socket in the state directory.
 pub const ADMIN_SOCKET: &str = "admin.sock";
 
-/// How long an answer may take: both answer from memory.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+/// How long an answer may take: both answer from memory, on a machine that may be busy.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// A client's preface and empty settings, as HTTP/2 begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -54,16 +56,22 @@ impl Probe {
         mount.and(socket)
     }
 
+    /// Asked by another process: one that is killed while it waits for its own mount is never gone,
+    /// and neither is the mount.
     async fn mount(&self) -> Result<(), String> {
-        let path = self.mountpoint.clone();
-        let shown = path.display().to_string();
-        // On a thread that nobody has to wait for: without a server it hangs.
-        let asked = tokio::task::spawn_blocking(move || {
-            fuse::mounted_by_narfs(&path) && rustix::fs::statfs(&path).is_ok()
-        });
-        match tokio::time::timeout(ANSWERS_WITHIN, asked).await {
-            Ok(Ok(true)) => Ok(()),
-            _ => Err(format!("the mount {shown} does not answer")),
+        let shown = self.mountpoint.display();
+        let failed = |e: &dyn std::fmt::Display| format!("the mount {shown}: {e}");
+        let mut asking = Command::new(OWN_PROGRAM);
+        asking
+            .arg0("narfs")
+            .arg("probe-mount")
+            .arg(&self.mountpoint);
+        asking.stdin(Stdio::null()).kill_on_drop(true);
+        match tokio::time::timeout(ANSWERS_WITHIN, asking.output()).await {
+            Ok(Ok(output)) if output.status.success() => Ok(()),
+            Ok(Ok(output)) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+            Ok(Err(e)) => Err(failed(&e)),
+            Err(_) => Err(failed(&"it does not answer")),
         }
     }
 

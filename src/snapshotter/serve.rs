@@ -2,7 +2,6 @@
 //! end without taking anything from running containers.
 
 use std::{
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,6 +19,7 @@ use super::{
     directories::Directories,
     error::{MetadataError, SnapshotError},
     heal::Healed,
+    mounting::{Mounted, mount},
     ready::{self, Probe, admin_socket},
     service::service,
     snapshots::{Options, Snapshots},
@@ -28,11 +28,11 @@ use super::{
 use crate::{
     config::Config,
     daemon::{
-        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, limit_arenas, mount_failure,
-        open_store, runtime,
+        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, end_runtime, limit_arenas, open_store,
+        runtime,
     },
     failure::{Exit, Failure},
-    fuse::{self, Layout, Mount},
+    fuse::{self, Layout},
 };
 
 /// Where the store is mounted, in the state directory.
@@ -82,8 +82,27 @@ fn check_root(root: &Path) -> Result<(), Failure> {
     }
 }
 
+/// What ends it; received from before it is ready.
+struct Endings {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Endings {
+    fn receive(runtime: &Runtime) -> Result<Self, Failure> {
+        let system =
+            |e: std::io::Error| Failure::new(Exit::System, "signals can't be received").because(&e);
+        let _inside = runtime.enter();
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(system)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(system)?,
+        })
+    }
+}
+
 struct Running {
     shared: Arc<Shared>,
+    endings: Endings,
     signals: mpsc::UnboundedReceiver<Signal>,
     server: Server,
     mountpoint: PathBuf,
@@ -94,6 +113,7 @@ struct Running {
 /// In this order: what can be refused first, the mount after it, the sockets last.
 fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Failure> {
     let root = &config.state_dir;
+    let endings = Endings::receive(runtime)?;
     check_free(&what.address)?;
     let store = open_store(config, runtime)?;
     let (shared, signals) = Shared::new(config, store.clone(), Layout::Node);
@@ -107,7 +127,8 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
     let opened = Snapshots::open(root, directories, Arc::new(store), options);
     let (snapshots, healed) = runtime.block_on(opened).map_err(|e| snapshot_failure(&e))?;
     let server = Server::start(root, shared.clone())?;
-    shared.adopt(mount(&shared, &mountpoint)?);
+    let Mounted { mount, fresh } = mount(&shared, root, &mountpoint)?;
+    shared.adopt(mount);
     let answering = runtime.block_on(async {
         let calls = Calls::serve(&what.address, &snapshots).await?;
         let probe = Arc::new(Probe {
@@ -126,39 +147,20 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
         Ok((calls, admin))
     });
     let (calls, admin) = answering.inspect_err(|_: &Failure| {
-        // Nobody would ever answer there. That it fails too adds nothing to the error.
-        let _ = fuse::unmount(&mountpoint, true);
+        if fresh {
+            // Nobody uses it. That this fails too adds nothing to the error.
+            let _ = fuse::unmount(&mountpoint, true);
+        }
     })?;
     Ok(Running {
         shared,
+        endings,
         signals,
         server,
         mountpoint,
         calls,
         admin,
     })
-}
-
-/// Mounts the store in the state directory, in the place of what a dead server left there.
-fn mount(shared: &Shared, mountpoint: &Path) -> Result<Mount, Failure> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(mountpoint);
-    if let Err(e) = made
-        && e.kind() != std::io::ErrorKind::AlreadyExists
-        && !fuse::mounted_by_narfs(mountpoint)
-    {
-        let what = format!("the mountpoint {} can't be made", mountpoint.display());
-        return Err(Failure::new(Exit::System, what).because(&e));
-    }
-    if fuse::unmount_dead(mountpoint).map_err(mount_failure)? {
-        tracing::warn!(
-            mountpoint = %mountpoint.display(),
-            "a mount without a server was left and is replaced; containers that used it have to be started again"
-        );
-    }
-    Mount::new(&shared.store, mountpoint, &shared.options).map_err(mount_failure)
 }
 
 fn tell_the_service_manager(snapshots: &Snapshots, healed: &Healed) {
@@ -213,8 +215,11 @@ impl Running {
             caches = self.shared.store.substituters().len(),
             "serving"
         );
-        let why = runtime.block_on(self.until_the_end())?;
-        tracing::info!(why, "ending");
+        let why = runtime.block_on(self.until_the_end());
+        tracing::info!(
+            why,
+            "ending; the mount stays, and whoever reads from it waits for the next snapshotter"
+        );
         if let Err(error) = sd_notify::notify(&[NotifyState::Stopping]) {
             tracing::debug!(%error, "the service manager can't be told");
         }
@@ -224,28 +229,26 @@ impl Running {
             self.admin.1.abort();
         });
         self.server.stop();
-        runtime.shutdown_timeout(DRAIN);
         if let Err(error) = self.shared.store.flush() {
             tracing::warn!(%error, "not everything that was fetched could be made durable");
         }
+        end_runtime(runtime, true);
         Ok(())
     }
 
-    async fn until_the_end(&mut self) -> Result<&'static str, Failure> {
-        let system =
-            |e: std::io::Error| Failure::new(Exit::System, "signals can't be received").because(&e);
-        let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+    async fn until_the_end(&mut self) -> &'static str {
         let mut activity = Activity::default();
         let mut tick = tokio::time::interval(IDLE_TICK);
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok("SIGTERM"),
-                _ = interrupt.recv() => return Ok("SIGINT"),
+                _ = self.endings.terminate.recv() => return "SIGTERM",
+                _ = self.endings.interrupt.recv() => return "SIGINT",
                 told = self.signals.recv() => match told {
-                    Some(Signal::Stop) | None => return Ok("asked to"),
+                    Some(Signal::Stop) | None => return "asked to",
                     // The only mount of its own; others are those of `narfs run`.
-                    Some(Signal::MountEnded) if !fuse::mounted_by_narfs(&self.mountpoint) => return Ok("unmounted"),
+                    Some(Signal::MountEnded) if !fuse::mounted_by_narfs(&self.mountpoint) => {
+                        return "unmounted";
+                    }
                     Some(Signal::MountEnded) => {}
                 },
                 _ = tick.tick() => activity.look(&self.shared.store),

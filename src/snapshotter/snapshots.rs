@@ -26,7 +26,7 @@ use super::{
     directories::{Directories, remove},
     error::SnapshotError,
     filter::{Filter, takes},
-    layer::{LayerError, Wanted},
+    layer::{LayerError, Wanted, is_unpacked_into},
     metadata::{Metadata, State},
     mounts::{Layers, Overlay},
     record::{Kind, Labels, Moment, Named, NixLayer, Record, SnapshotId, Usage, kept_labels},
@@ -554,7 +554,9 @@ impl Core {
         record: &Record,
     ) -> Result<Vec<Mount>, SnapshotError> {
         let below = self.metadata.state().ancestors(record)?;
-        for (key, layer) in &below {
+        let shows_own = record.nix.is_some() && !is_unpacked_into(&record.labels);
+        let own = shows_own.then_some((key, record)).into_iter();
+        for (key, layer) in own.chain(below.iter().map(|(key, layer)| (&**key, &**layer))) {
             if layer.nix.is_some() && self.closures.view(layer.id).is_none() {
                 self.restore_view(key, layer).await?;
             }
@@ -574,7 +576,9 @@ impl Core {
                 let view = layer.nix.is_some().then(|| directories.view(layer.id));
                 view.into_iter().chain([directories.fs(layer.id)])
             });
-            let (own, lowers) = (directories.fs(id), lowers.collect());
+            let own_view = shows_own.then(|| directories.view(id));
+            let lowers = own_view.into_iter().chain(lowers).collect();
+            let own = directories.fs(id);
             let layers = match kind {
                 Kind::Active => Layers::Writable {
                     upper: own,

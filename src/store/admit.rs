@@ -92,6 +92,25 @@ impl Store {
     pub async fn admit_closure(&self, roots: &[StorePath], lane: Lane) -> ClosureReport {
         self.0.admit_closure(roots, lane).await
     }
+
+    /// The caches are asked again for paths that they did not have: for those who come back because
+    /// they were told so, and expect that it was seen to.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub async fn forget_absence<'p>(
+        &self,
+        paths: impl IntoIterator<Item = &'p StorePath>,
+    ) -> Result<(), StoreError> {
+        let db = self.0.content.db();
+        let forget = |path: &StorePath| db.forget_negative(&path.hash());
+        // All of them are under way before the first is waited for, so they share a commit.
+        let forgotten: Vec<_> = paths.into_iter().map(forget).collect();
+        for one in forgotten {
+            one.await?;
+        }
+        Ok(())
+    }
 }
 
 impl Core {

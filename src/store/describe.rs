@@ -50,6 +50,26 @@ impl Store {
         }
     }
 
+    /// What a path refers to, without itself, by its narinfo alone. The caches are asked only where
+    /// it is not known already.
+    ///
+    /// # Errors
+    /// As for [`Store::admit`].
+    pub async fn references(
+        &self,
+        path: &StorePath,
+        lane: Lane,
+    ) -> Result<Vec<StorePath>, StoreError> {
+        let core = &self.0;
+        let offer = match core.known_offer(path)? {
+            Some(known) => known,
+            None => core.find_offer(path, &watch::channel(lane).1).await?,
+        };
+        let mut references = offer.narinfo.references;
+        references.retain(|reference| reference != path);
+        Ok(references)
+    }
+
     /// As [`Store::describe`], of `roots` and everything they refer to; many at a time. Breadth
     /// first, each path once, in an order that does not depend on which answer came first.
     pub async fn describe_closure(

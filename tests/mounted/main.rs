@@ -24,6 +24,8 @@ mod scripted;
 mod snapshot;
 #[path = "../support/synthetic.rs"]
 mod synthetic;
+#[path = "../support/truth.rs"]
+mod truth;
 
 mod attributes;
 mod gate;
@@ -32,4 +34,3 @@ mod odd;
 mod programs;
 mod status;
 mod trees;
-mod truth;

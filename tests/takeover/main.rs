@@ -4,6 +4,7 @@
 //! No reader may see an error, a wrong byte or another inode number, whatever the server was doing
 //! when it died.
 
+mod keeper;
 #[path = "../support/mounted.rs"]
 mod mounted;
 #[path = "../support/mod.rs"]

@@ -1,6 +1,10 @@
 //! What the real nix unpacks from the corpus: what a mount has to show.
 //!
 //! Not the machine's own `/nix/store`: programs that ran from it as root may have written there.
+#![allow(
+    dead_code,
+    reason = "every test binary includes this file and uses a part of it"
+)]
 
 use std::{
     collections::BTreeMap,
