@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,7 @@ use crate::{
     containerd::{Container, Version},
     corpus,
     mounted::{output, read_json, wait_until},
-    world::{LOOK, NARFS, Status, World, python},
+    world::{LOOK, NARFS, Status, World, python, python_root},
 };
 
 /// Longest that a read may wait for a cache that is gone, before it fails.
@@ -27,7 +28,7 @@ fn waiting<'w>(world: &'w World, image: &str) -> Container<'w> {
 fn assert_works(container: &Container<'_>) {
     assert!(container.runs(), "the container ended");
     let printed = container.exec_well(&[&python(), "-c", LOOK]);
-    let closure = corpus::closure(&corpus::store_path("python3.11"));
+    let closure = corpus::closure(&python_root());
     Status::parse(&printed).assert_shows(&closure);
 }
 
@@ -72,9 +73,23 @@ fn snapshotter_ends(end: impl Fn(&World)) {
     let container = waiting(&world, &image);
     assert_works(&container);
     let before = world.containerd.snapshots(NARFS);
+    // What is read for the first time while nobody serves it waits for the next one.
+    let unread = format!("{}/bin/pydoc3.11", python_root().display());
+    let (at, wanted) = (
+        container.at(&unread),
+        fs::read(&unread).expect("the real one"),
+    );
     end(&world);
     assert!(container.runs(), "the container ended with the snapshotter");
+    let reader = thread::spawn(move || fs::read(at));
+    thread::sleep(Duration::from_millis(200));
     world.snapshotter.start_again();
+    let read = reader.join().expect("no panic");
+    assert_eq!(
+        read.expect("no reader sees that the snapshotter changed"),
+        wanted
+    );
+    reconnected(&world);
     assert!(container.runs(), "the container ended with the snapshotter");
     assert_eq!(world.containerd.snapshots(NARFS), before);
     assert_works(&container);

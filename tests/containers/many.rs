@@ -18,7 +18,7 @@ use crate::{
     mounted::run,
     oci::Image,
     synthetic::{Cache, Listed, Node},
-    world::{Host, NARFS, World, build, python},
+    world::{Host, NARFS, World, build, python, python_root},
 };
 
 /// Containers of one closure.
@@ -40,7 +40,7 @@ fn resident(file: &Path) -> u64 {
 #[test]
 fn a_hundred_containers_of_one_closure_share_everything() {
     let world = World::start(Version::Installed);
-    let root = corpus::store_path("python3.11");
+    let root = python_root();
     let image = world.python_image();
     let program = python();
     let script = [

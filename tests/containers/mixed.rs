@@ -14,7 +14,7 @@ use crate::{
     oci::{Archive, Image, Layer, Owned},
     pods::pause_image,
     synthetic::{Cache, Listed, Node},
-    world::{Host, LOOK, NARFS, Status, World, build, python},
+    world::{Host, LOOK, NARFS, Status, World, build, python, python_root},
 };
 
 const DIRECTORY: Owned = Owned::root(0o755);
@@ -72,7 +72,7 @@ fn union(roots: &[&Path]) -> Vec<PathBuf> {
 }
 
 fn order(world: &World, number: usize, parts: &[Part]) {
-    let python_root = corpus::store_path("python3.11");
+    let python_root = python_root();
     let redis = corpus::store_path("redis-server");
     let name = format!("docker.io/library/mixed:{number}");
     let nix = |root: &Path, entrypoint: &str| {
@@ -162,7 +162,7 @@ fn a_nix_image_has_an_ordinary_base() {
     let base = world.file("base");
     let image = Image::new("docker.io/library/base:1");
     image.layer(shell_layer()).layer(top_layer()).write(&base);
-    let root = corpus::store_path("python3.11");
+    let root = python_root();
     let (file, name) = (world.file("based"), "docker.io/library/based:1");
     let cache = format!("file://{}", corpus::cache("zstd").display());
     let base = base.display().to_string();

@@ -10,7 +10,7 @@ use crate::{
     mounted::{run, wait_until},
     oci::{Image, Layer, Owned},
     registry::Registry,
-    world::{LOOK, NARFS, Status, World},
+    world::{LOOK, NARFS, Status, World, python_root},
 };
 
 /// An image whose only program waits for ever: what holds a pod's namespaces.
@@ -30,7 +30,7 @@ fn pod(version: Version) {
     let file = world.file("pause");
     pause_image().write(&file);
     registry.push(&file, "pause:1");
-    let root = corpus::store_path("python3.11");
+    let root = python_root();
     let file = world.build("docker.io/library/python:1", &root, "bin/python3.11");
     let image = registry.push(&file, "python:1");
 

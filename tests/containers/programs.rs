@@ -10,7 +10,7 @@ use crate::{
     mounted::{read_json, run, wait_until},
     oci::Archive,
     synthetic::{Cache, Listed, Node},
-    world::{LOOK, NARFS, Status, World, build},
+    world::{LOOK, NARFS, Status, World, build, python_root},
 };
 
 /// Python at work: what it prints has to be what the real store's python prints.
@@ -49,7 +49,7 @@ fn loaded(world: &World, name: &str, root: &Path, program: &str) -> String {
 }
 
 fn python(world: &World) {
-    let root = corpus::store_path("python3.11");
+    let root = python_root();
     let image = loaded(world, "python", &root, "bin/python3.11");
     let program = root.join("bin/python3.11").display().to_string();
     let script = format!("{WORK}; {LOOK}");

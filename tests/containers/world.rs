@@ -342,8 +342,7 @@ impl World {
 
     /// The image of python3.11, loaded; its name.
     pub fn python_image(&self) -> String {
-        let root = corpus::store_path("python3.11");
-        self.nix_image("python", &root, "bin/python3.11").0
+        self.nix_image("python", &python_root(), "bin/python3.11").0
     }
 }
 
@@ -372,10 +371,14 @@ pub fn build(
     run(command);
 }
 
-/// The corpus's python, in its store path.
+/// The store path of the corpus's python.
+pub fn python_root() -> PathBuf {
+    corpus::store_path("python3.11")
+}
+
+/// The program in it.
 pub fn python() -> String {
-    let root = corpus::store_path("python3.11");
-    root.join("bin/python3.11").display().to_string()
+    python_root().join("bin/python3.11").display().to_string()
 }
 
 /// What python prints inside of a container: the root directory, the names of the status
