@@ -184,8 +184,20 @@ fn a_container_goes_on_while_the_snapshotter_restarts() {
     snapshotter.kill();
     snapshotter.start_again();
     works(["argparse", "zoneinfo"]);
-    // Another one begins in the same root.
+    // What it asks for while nobody is there it gets later.
+    for kill in [false, true] {
+        match kill {
+            true => snapshotter.kill(),
+            false => snapshotter.stop(),
+        }
+        let module = ["unittest.mock", "xmlrpc"][usize::from(kill)];
+        python.import(module);
+        snapshotter.start_again();
+        python.says(module.split('.').next().expect("one"));
+    }
+    // Another one begins in the same root, and in one that is new.
     Python::start(root.path());
+    Python::start(snapshotter.prepared("another", "layer").path());
 }
 
 /// What a view shows is kept; what none shows any more can be collected.
