@@ -27,7 +27,7 @@ use super::{
     error::SnapshotError,
     filter::{Filter, takes},
     layer::{LayerError, Wanted, is_unpacked_into},
-    metadata::{Metadata, State},
+    metadata::{Entry, Metadata, State},
     mounts::{Layers, Overlay},
     record::{Kind, Labels, Moment, Named, NixLayer, Record, SnapshotId, Usage, kept_labels},
     wire::Mount,
@@ -291,7 +291,7 @@ impl Snapshots {
     ///
     /// # Errors
     /// Filters that can't be read.
-    pub fn list(&self, filters: &[String]) -> Result<Vec<(Arc<str>, Arc<Record>)>, SnapshotError> {
+    pub fn list(&self, filters: &[String]) -> Result<Vec<Entry>, SnapshotError> {
         let filters: Vec<_> = filters
             .iter()
             .map(|text| Filter::parse(text))
@@ -445,7 +445,7 @@ impl Core {
     }
 
     /// What a layer shows that stands on these, the top one first.
-    fn layer(own: Vec<StorePath>, below: &[(Arc<str>, Arc<Record>)]) -> NixLayer {
+    fn layer(own: Vec<StorePath>, below: &[Entry]) -> NixLayer {
         let inherited = below.iter().find_map(|(_, record)| record.nix.as_ref());
         let mut shown: BTreeSet<_> = own.iter().cloned().collect();
         shown.extend(

@@ -33,6 +33,9 @@ use super::{
 
 pub use file::SCHEMA;
 
+/// A snapshot and its key.
+pub type Entry = (Arc<str>, Arc<Record>);
+
 /// All snapshots at one time.
 #[derive(Debug, Clone, Default)]
 pub struct State {
@@ -71,11 +74,8 @@ impl State {
     ///
     /// # Errors
     /// [`SnapshotError::Damaged`] where a parent is missing.
-    pub fn ancestors(
-        &self,
-        record: &Record,
-    ) -> Result<Vec<(Arc<str>, Arc<Record>)>, SnapshotError> {
-        let mut found: Vec<(Arc<str>, Arc<Record>)> = Vec::new();
+    pub fn ancestors(&self, record: &Record) -> Result<Vec<Entry>, SnapshotError> {
+        let mut found: Vec<Entry> = Vec::new();
         let mut next = record.parent.clone();
         while let Some(key) = next {
             let damaged = |what: String| SnapshotError::Damaged {
