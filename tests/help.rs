@@ -15,7 +15,7 @@ fn command() -> clap::Command {
     command
 }
 
-/// Each verb and the program itself, with its `-h` and `--help`.
+/// Each verb and the program itself, with its `-h` and `--help`; `a-b` is the verb `b` of `a`.
 fn texts() -> Vec<(String, String)> {
     let mut command = command();
     let text = |command: &mut clap::Command| {
@@ -27,7 +27,11 @@ fn texts() -> Vec<(String, String)> {
     };
     let mut texts = vec![("narfs".to_string(), text(&mut command))];
     for verb in command.get_subcommands_mut() {
-        texts.push((verb.get_name().to_string(), text(verb)));
+        let name = verb.get_name().to_string();
+        texts.push((name.clone(), text(verb)));
+        for inner in verb.get_subcommands_mut() {
+            texts.push((format!("{name}-{}", inner.get_name()), text(inner)));
+        }
     }
     texts
 }

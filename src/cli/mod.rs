@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 pub mod cat;
 pub mod check;
 pub mod config;
+pub mod containerd_config;
 pub mod daemon;
 pub mod demo;
 pub mod gc;
@@ -82,6 +83,7 @@ pub enum Command {
     Gc(gc::GcArgs),
     Image(image::ImageArgs),
     Config(config::ConfigArgs),
+    ContainerdConfig(containerd_config::ContainerdConfigArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
     #[command(hide = true)]

@@ -254,7 +254,7 @@ mod tests {
             ("a b", "' '"),
             ("x:", "tag"),
             ("x:.1", "tag"),
-            ("x:a/b", "tag"),
+            ("x:a/b", "no host"),
             (&tag, "tag"),
             ("-x", "dash too many"),
             ("x-", "dash too many"),
