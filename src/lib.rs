@@ -13,6 +13,7 @@
 //! config        what a user has set        failure   how narfs ends: statuses, causes, hints
 //! image         container images whose store paths a snapshotter brings
 //! daemon        one process for a state directory: mounts, control socket, lifetime
+//! snapshotter   containers: containerd's snapshots service, over gRPC
 //! demo, cli     all of it shown on one machine; what a user types and reads
 //! ```
 //!

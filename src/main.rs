@@ -20,7 +20,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {
-    // Nothing that is set concerns these two.
+    // No mistake in a configuration may be in the way of these two.
     match &cli.command {
         Command::KeepMount(args) => return cli::keep_mount::run(args),
         Command::ProbeMount(args) => return cli::probe_mount::run(args),
@@ -35,6 +35,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Config(args) => cli::config::run(&config, args),
         Command::Mount(args) => cli::mount::run(&config, &cli.settings.0, args),
         Command::Demo(args) => cli::demo::run(&config, args),
+        Command::KeepMount(args) => cli::keep_mount::run(args),
         Command::Daemon(args) => cli::daemon::run(&config, args),
         Command::Run(args) => cli::run::run(&config, &cli.settings.0, args),
         Command::Umount(args) => cli::umount::run(args),
@@ -47,7 +48,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Check(args) => cli::check::run(&config, args),
         Command::Gc(args) => cli::gc::run(&config, args),
         Command::ContainerdConfig(args) => cli::containerd_config::run(args),
-        Command::KeepMount(args) => cli::keep_mount::run(args),
         Command::ProbeMount(args) => cli::probe_mount::run(args),
         Command::Image(args) => cli::image::run(&config, args),
     }

@@ -1,35 +1,27 @@
-//! `narfs keep-mount`: the process that keeps the snapshotter's mount; started by it.
+//! `narfs keep-mount`: the process that holds a mount while no daemon serves it; started by those
+//! that mount.
 
-use std::{os::fd::RawFd, path::PathBuf};
+use std::os::fd::RawFd;
 
-use super::{Exit, Failure};
-use crate::{
-    daemon::spawn::inherited,
-    fuse::Kept,
-    snapshotter::{Keep, keep, standard_output},
-};
+use super::Failure;
+use crate::daemon::keeper;
 
 const LONG: &str = "\
-Keeps the mount of a snapshotter alive while that is away, so that containers go on when it is \
-stopped, updated or killed and started again. `narfs snapshotter` starts it; its arguments are \
-for that to choose and may change.
-
-It ends when the mount is unmounted and nothing uses it any more.";
+Holds a mount, so that the process that serves it may end, be killed or be replaced: whoever reads \
+waits for the next one. `narfs snapshotter` starts it and finds it again by its socket in the state \
+directory. It ends when the mount does; ending it while no other process serves the mount ends the \
+mount.";
 
 const AFTER: &str = "\
 Exit status:
-  0  the mount is gone, or it was told to end
-  2  the command line is wrong
-  6  its socket can't be made";
+  0  the mount has ended
+  1  failed
+  2  a descriptor was not handed over";
 
 /// Arguments of `narfs keep-mount`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
-#[command(about = "Keep a snapshotter's mount (started by it)", long_about = LONG, after_long_help = AFTER)]
+#[command(about = "Hold a mount (started by the other verbs)", long_about = LONG, after_long_help = AFTER)]
 pub struct KeepMountArgs {
-    /// Where the next snapshotter asks for the mount
-    #[arg(value_name = "SOCKET")]
-    pub socket: PathBuf,
-
     /// The descriptor of /dev/fuse, mounted
     #[arg(long, value_name = "FD")]
     pub device_fd: RawFd,
@@ -38,28 +30,17 @@ pub struct KeepMountArgs {
     #[arg(long, value_name = "FD")]
     pub greeting_fd: RawFd,
 
-    /// The mount's number in the kernel's table
-    #[arg(long, value_name = "MAJOR:MINOR")]
-    pub mount: String,
+    /// The descriptor of the socket to hand both over at
+    #[arg(long, value_name = "FD")]
+    pub socket_fd: RawFd,
 }
 
-/// Keeps it.
+/// Holds it to its end.
 ///
 /// # Errors
-/// What kept it from that.
+/// When a descriptor is none.
 pub fn run(args: &KeepMountArgs) -> Result<(), Failure> {
-    let failed = |e: std::io::Error| {
-        let what = format!("the mount can't be kept at {}", args.socket.display());
-        Failure::new(Exit::System, what).because(&e)
-    };
-    let what = Keep {
-        socket: args.socket.clone(),
-        kept: Kept {
-            device: inherited(args.device_fd)?,
-            greeting: inherited(args.greeting_fd)?,
-        },
-        mount: args.mount.clone(),
-        ready: Some(standard_output().map_err(failed)?),
-    };
-    keep(what).map_err(failed)
+    let [device, greeting, socket] =
+        keeper::handed(args.device_fd, args.greeting_fd, args.socket_fd)?;
+    keeper::keep(device, greeting, socket)
 }

@@ -7,6 +7,7 @@
 //! protocol.rs  what is said over the control socket
 //! server.rs    the socket              service.rs   what is answered, with a store at hand
 //! client.rs    the other end: a running daemon, or the store opened on the spot
+//! keeper.rs    a mount that outlives the process
 //! memory.rs    what the process keeps for itself
 //! spawn.rs     a daemon in the background
 //! reach.rs     the daemon that runs share, started by the first of them
@@ -15,6 +16,7 @@
 //! ```
 
 pub mod client;
+pub mod keeper;
 mod memory;
 pub mod namespace;
 mod open;

@@ -170,10 +170,10 @@ pub fn mounted_device(path: &Path) -> Option<String> {
         _ => path.canonicalize().unwrap_or_else(|_| path.into()),
     };
     let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let on_it = table
+    let mut on_it = table
         .lines()
         .filter(|line| line.split(' ').nth(4).map(unescape).as_ref() == Some(&wanted));
-    let topmost = on_it.last()?;
+    let topmost = on_it.next_back()?;
     // Fields that may be there or not end with a dash.
     let (_, rest) = topmost.split_once(" - ")?;
     let ours = rest.split(' ').next() == Some(TYPE);

@@ -111,7 +111,7 @@ impl Base {
         } = choose(&archive, found, wanted)?;
         let mut layers = Vec::new();
         for descriptor in manifest.layers() {
-            let Some(digest) = Digest::parse(&descriptor.digest().to_string()) else {
+            let Some(digest) = Digest::parse(descriptor.digest().as_ref()) else {
                 let why = format!(
                     "its layer {} is not named by a SHA-256",
                     descriptor.digest()
@@ -242,7 +242,7 @@ fn parsed<'a, T: Deserialize<'a>>(
 /// The blob that a descriptor names, checked; `None` if it is not here: archives of one platform
 /// keep the index of all.
 fn document(archive: &Archive, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, ImageError> {
-    let Some(wanted) = Digest::parse(&descriptor.digest().to_string()) else {
+    let Some(wanted) = Digest::parse(descriptor.digest().as_ref()) else {
         return Ok(None);
     };
     let Some(bytes) = archive.document(&wanted.file())? else {
@@ -302,8 +302,7 @@ fn candidates(
                 let Some(config) = document(archive, manifest.config())? else {
                     continue;
                 };
-                let config: Value =
-                    parsed(archive, &manifest.config().digest().to_string(), &config)?;
+                let config: Value = parsed(archive, manifest.config().digest().as_ref(), &config)?;
                 let said = Platform::of_descriptor(descriptor);
                 found.push(Candidate {
                     platform: said.or_else(|| Platform::of_config(&config)),

@@ -105,7 +105,7 @@ fn tar_of(mountpoints: &[Mountpoint], root: &RootEntries) -> io::Result<Vec<u8>>
             true => RootEntry::Directory,
             false => RootEntry::Mountpoint,
         };
-        all.insert(path.absolute()[1..].as_bytes().to_vec(), entry);
+        all.insert(path.absolute().as_bytes()[1..].to_vec(), entry);
     }
     let mut tar = tar::Builder::new(Vec::new());
     for (path, entry) in &all {

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! serve.rs        from the start to the end   socket.rs   containerd's socket     ready.rs   probes
-//! mounting.rs     the mount, made or taken over   keeper.rs   the process that keeps it
 //! wire.rs         the messages and the service as they go over the socket
 //! service.rs      the calls as they come over it
 //! snapshots.rs    the ten calls: Prepare, View, Mounts, Commit, Remove, Stat, Update, List, Usage, Cleanup
@@ -21,10 +20,8 @@ pub mod directories;
 mod error;
 mod filter;
 mod heal;
-mod keeper;
 mod layer;
 pub mod metadata;
-mod mounting;
 pub mod mounts;
 mod ready;
 pub mod record;
@@ -41,7 +38,6 @@ mod twin;
 
 pub use error::{MetadataError, SnapshotError};
 pub use heal::Healed;
-pub use keeper::{Keep, keep, standard_output};
 pub use layer::{LayerError, Wanted};
 pub use ready::ADMIN_SOCKET;
 pub use serve::{MOUNTPOINT, Serve, serve};

@@ -24,7 +24,8 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::keeper::OWN_PROGRAM;
+/// This program, even where an update has replaced or removed its file.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// Name of the socket in the state directory.
 pub const ADMIN_SOCKET: &str = "admin.sock";

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -13,6 +14,9 @@ use crate::nix::StorePath;
 
 /// Labels, in the order of their keys.
 pub type Labels = BTreeMap<String, String>;
+
+/// A snapshot: its key and what is known of it.
+pub type Keyed = (Arc<str>, Arc<Record>);
 
 /// The number of a snapshot: names its directory and its view, is never given twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 //! end without taking anything from running containers.
 
 use std::{
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,7 +20,6 @@ use super::{
     directories::Directories,
     error::{MetadataError, SnapshotError},
     heal::Healed,
-    mounting::{Mounted, mount},
     ready::{self, Probe, admin_socket},
     service::service,
     snapshots::{Options, Snapshots},
@@ -28,11 +28,11 @@ use super::{
 use crate::{
     config::Config,
     daemon::{
-        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, end_runtime, limit_arenas, open_store,
-        runtime,
+        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, end_runtime, keeper, limit_arenas,
+        mount_failure, open_store, runtime,
     },
     failure::{Exit, Failure},
-    fuse::{self, Layout},
+    fuse::{self, Layout, Mount},
 };
 
 /// Where the store is mounted, in the state directory.
@@ -127,8 +127,7 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
     let opened = Snapshots::open(root, directories, Arc::new(store), options);
     let (snapshots, healed) = runtime.block_on(opened).map_err(|e| snapshot_failure(&e))?;
     let server = Server::start(root, shared.clone())?;
-    let Mounted { mount, fresh } = mount(&shared, root, &mountpoint)?;
-    shared.adopt(mount);
+    let fresh = mount(&shared, root, &mountpoint)?;
     let answering = runtime.block_on(async {
         let calls = Calls::serve(&what.address, &snapshots).await?;
         let probe = Arc::new(Probe {
@@ -146,10 +145,10 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
         snapshots.heal_in_the_background(&healed);
         Ok((calls, admin))
     });
+    // Containers may use one that was there before; the keeper has it, for the next try.
     let (calls, admin) = answering.inspect_err(|_: &Failure| {
         if fresh {
-            // Nobody uses it. That this fails too adds nothing to the error.
-            let _ = fuse::unmount(&mountpoint, true);
+            abandon(&mountpoint);
         }
     })?;
     Ok(Running {
@@ -161,6 +160,59 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
         calls,
         admin,
     })
+}
+
+/// Serves the mount that an earlier process left with the keeper, or else mounts the store in the
+/// state directory, in the place of what a dead server left there; whether it was mounted now.
+fn mount(shared: &Arc<Shared>, root: &Path, mountpoint: &Path) -> Result<bool, Failure> {
+    let (store, options) = (&shared.store, &shared.options);
+    let take_over = |kept| Mount::take_over(store, kept, options).map_err(mount_failure);
+    // Until somebody serves it, nothing may touch the mountpoint: it would wait for us.
+    let mounted = fuse::mounted_by_narfs(mountpoint);
+    match keeper::ask(root)? {
+        Some(kept) if mounted => {
+            shared.adopt(take_over(kept)?);
+            return Ok(false);
+        }
+        Some(kept) => {
+            tracing::warn!(
+                mountpoint = %mountpoint.display(),
+                "the store was unmounted while containers used it; they are served as long as this process lives"
+            );
+            shared.adopt(take_over(kept)?);
+            keeper::end(root)?;
+        }
+        None => {}
+    }
+    if !mounted {
+        make_mountpoint(mountpoint)?;
+    }
+    if fuse::unmount_dead(mountpoint).map_err(mount_failure)? {
+        tracing::warn!(
+            mountpoint = %mountpoint.display(),
+            "a mount without a server was left and is replaced; containers that used it have to be started again"
+        );
+    }
+    let kept = fuse::mount_kept(mountpoint, options).map_err(mount_failure)?;
+    let served = keeper::start(root, &kept).and_then(|()| take_over(kept));
+    shared.adopt(served.inspect_err(|_| abandon(mountpoint))?);
+    fuse::raise_read_ahead(mountpoint);
+    Ok(true)
+}
+
+fn make_mountpoint(mountpoint: &Path) -> Result<(), Failure> {
+    let mut builder = std::fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o755).create(mountpoint);
+    made.map_err(|e| {
+        let what = format!("the mountpoint {} can't be made", mountpoint.display());
+        Failure::new(Exit::System, what).because(&e)
+    })
+}
+
+/// Takes away a mount that nobody would ever answer at.
+fn abandon(mountpoint: &Path) {
+    // There is an error to be told already; that this fails too adds nothing to it.
+    let _ = fuse::unmount(mountpoint, true);
 }
 
 fn tell_the_service_manager(snapshots: &Snapshots, healed: &Healed) {
@@ -216,10 +268,7 @@ impl Running {
             "serving"
         );
         let why = runtime.block_on(self.until_the_end());
-        tracing::info!(
-            why,
-            "ending; the mount stays, and whoever reads from it waits for the next snapshotter"
-        );
+        tracing::info!(why, "ending");
         if let Err(error) = sd_notify::notify(&[NotifyState::Stopping]) {
             tracing::debug!(%error, "the service manager can't be told");
         }
@@ -229,10 +278,10 @@ impl Running {
             self.admin.1.abort();
         });
         self.server.stop();
+        end_runtime(runtime, fuse::mounted_by_narfs(&self.mountpoint));
         if let Err(error) = self.shared.store.flush() {
             tracing::warn!(%error, "not everything that was fetched could be made durable");
         }
-        end_runtime(runtime, true);
         Ok(())
     }
 

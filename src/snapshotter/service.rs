@@ -1,14 +1,12 @@
 //! The calls as they come over the socket.
 
-use std::sync::Arc;
-
 use prost::Message;
 use tokio_stream::iter;
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use super::{
     error::SnapshotError,
-    record::{self, Moment, Record},
+    record::{self, Keyed, Moment, Record},
     snapshots::Snapshots as Core,
     wire::{
         CleanupRequest, CommitSnapshotRequest, Empty, Info, Kind, ListSnapshotsRequest,
@@ -78,7 +76,7 @@ fn info(key: &str, record: &Record) -> Info {
 }
 
 /// A list in messages of a bearable size; an empty one is no message at all.
-fn parts(found: Vec<(Arc<str>, Arc<Record>)>) -> Vec<ListSnapshotsResponse> {
+fn parts(found: Vec<Keyed>) -> Vec<ListSnapshotsResponse> {
     let mut parts: Vec<ListSnapshotsResponse> = Vec::new();
     let mut size = PART;
     for (key, record) in found {
@@ -214,6 +212,8 @@ impl Snapshots for Service {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
     use crate::snapshotter::record::{Labels, SnapshotId, Usage};
 
     #[test]

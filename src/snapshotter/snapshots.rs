@@ -29,7 +29,9 @@ use super::{
     layer::{LayerError, Wanted, is_unpacked_into},
     metadata::{Metadata, State},
     mounts::{Layers, Overlay},
-    record::{Kind, Labels, Moment, Named, NixLayer, Record, SnapshotId, Usage, kept_labels},
+    record::{
+        Keyed, Kind, Labels, Moment, Named, NixLayer, Record, SnapshotId, Usage, kept_labels,
+    },
     wire::Mount,
 };
 use crate::nix::StorePath;
@@ -164,7 +166,7 @@ impl Snapshots {
         new.check(&self.0.metadata.state())?;
         // A view is never a layer.
         if kind == Kind::Active
-            && let Some(wanted) = Wanted::from_labels(&new.labels).map_err(LayerError::from)?
+            && let Some(wanted) = Wanted::from_labels(&new.labels)?
         {
             new.own = Some(self.0.admit(&wanted).await?);
         }
@@ -291,7 +293,7 @@ impl Snapshots {
     ///
     /// # Errors
     /// Filters that can't be read.
-    pub fn list(&self, filters: &[String]) -> Result<Vec<(Arc<str>, Arc<Record>)>, SnapshotError> {
+    pub fn list(&self, filters: &[String]) -> Result<Vec<Keyed>, SnapshotError> {
         let filters: Vec<_> = filters
             .iter()
             .map(|text| Filter::parse(text))
@@ -445,7 +447,7 @@ impl Core {
     }
 
     /// What a layer shows that stands on these, the top one first.
-    fn layer(own: Vec<StorePath>, below: &[(Arc<str>, Arc<Record>)]) -> NixLayer {
+    fn layer(own: Vec<StorePath>, below: &[Keyed]) -> NixLayer {
         let inherited = below.iter().find_map(|(_, record)| record.nix.as_ref());
         let mut shown: BTreeSet<_> = own.iter().cloned().collect();
         shown.extend(

@@ -12,8 +12,9 @@
 //! closures.rs    Nix layers of real closures
 //! chains.rs      Nix layers on each other and among ordinary layers
 //! refused.rs     Nix layers that can't be had
-//! shared.rs      many Nix layers at once, restarts, roots
-//! nix.rs         what those four share
+//! shared.rs      many Nix layers at once
+//! lasting.rs     restarts, roots, usage
+//! nix.rs         what those five share
 //! ```
 //!
 //! Needs root, `/dev/fuse` and what `tests/setup` makes; fails where one of them is missing.
@@ -42,6 +43,7 @@ mod records;
 
 mod chains;
 mod closures;
+mod lasting;
 mod nix;
 mod refused;
 mod shared;

@@ -1,16 +1,22 @@
 //! Nix layers as clients bring them: labels, unpacking, caches.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use narfs::nix::SigningKey;
 use serde_json::Value;
 use tonic::Status;
 
 use crate::{
-    cache::{self, Cache, Package, Packing, directory, exec},
+    cache::{self, Cache, Package, Packing, directory, exec, file, noise},
     corpus,
     scripted::Server,
-    snapshotter::{Labels, Root, Setup, Snapshotter, names},
+    snapshotter::{Labels, PATIENCE, Root, Setup, Snapshotter, names},
     truth,
 };
 
@@ -179,4 +185,29 @@ pub fn tool(name: &str) -> Package {
 /// Base names of packages.
 pub fn names_of<'p>(packages: impl IntoIterator<Item = &'p Package>) -> Vec<String> {
     packages.into_iter().map(|p| p.path.to_string()).collect()
+}
+
+/// A package of one file of this many bytes.
+pub fn sized(name: &str, size: usize) -> Package {
+    let seed = name.bytes().fold(1, |seed, b| seed * 31 + u64::from(b));
+    Package::new(name, &directory([("data", file(noise(seed, size)))]))
+}
+
+/// Reads all of it in a container.
+pub fn read(root: &Root, package: &Package) {
+    let at = root.at(format!("nix/store/{}/data", package.path));
+    fs::read(&at).unwrap_or_else(|e| panic!("{}: {e}", at.display()));
+}
+
+/// Waits until the status says that the path is here as a whole.
+pub fn complete(root: &Root, package: &Package) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let document = status(root, &package.path.to_string());
+        if document["state"] == "complete" {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{document}");
+        thread::sleep(Duration::from_millis(10));
+    }
 }

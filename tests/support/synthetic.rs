@@ -149,6 +149,19 @@ impl Cache {
         PathBuf::from(path.absolute())
     }
 
+    /// Has a path that is there refer to others.
+    pub fn refer(&self, path: &StorePath, mut references: Vec<StorePath>) {
+        references.sort();
+        let narinfo = format!("{}.narinfo", path.hash());
+        let file = self.directory.path().join(narinfo);
+        let text = fs::read(&file).expect("the path is there");
+        let mut info = NarInfo::parse(&text, &path.hash()).expect("a narinfo");
+        info.references = references;
+        info.signatures.clear();
+        self.key.sign(&mut info);
+        fs::write(file, info.to_text()).expect("written");
+    }
+
     /// Writes narinfo and listing of a path.
     pub fn announce(
         &self,

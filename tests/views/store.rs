@@ -209,7 +209,7 @@ async fn views_are_back_with_their_numbers_and_without_the_network() {
     };
     let before = server.requests().len();
     let store = setup.open(state.path(), &[&server]);
-    assert_eq!(store.views(), [app.clone()]);
+    assert_eq!(store.views(), std::slice::from_ref(&app));
     assert_eq!(store.view(&app), contents);
     // Before anything is loaded.
     let totals = summary(&store, "views/app").await;

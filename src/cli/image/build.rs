@@ -73,7 +73,7 @@ Examples:
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 #[command(about = "Make a container image of store paths, without Nix and without their bytes", long_about = LONG, after_long_help = AFTER)]
 pub struct BuildArgs {
-    /// Name of the image: [HOST/]PATH[:TAG]. What is left out is filled in as docker does
+    /// Name of the image: `[HOST/]PATH[:TAG]`. What is left out is filled in as docker does
     #[arg(long, short, value_name = "NAME", value_parser = Reference::parse)]
     pub name: Reference,
 
@@ -103,7 +103,7 @@ pub struct BuildArgs {
     #[arg(long, value_name = "DIR", value_parser = parse_workdir)]
     pub workdir: Option<String>,
 
-    /// Who the container runs as: USER[:GROUP]. By number, unless the image has an /etc/passwd
+    /// Who the container runs as: `USER[:GROUP]`. By number, unless the image has an /etc/passwd
     #[arg(long, value_name = "USER", value_parser = parse_user)]
     pub user: Option<String>,
 

@@ -28,7 +28,7 @@ use std::{
 
 use super::{
     error::{MetadataError, SnapshotError},
-    record::{Record, SnapshotId},
+    record::{Keyed, Record, SnapshotId},
 };
 
 pub use file::SCHEMA;
@@ -71,11 +71,8 @@ impl State {
     ///
     /// # Errors
     /// [`SnapshotError::Damaged`] where a parent is missing.
-    pub fn ancestors(
-        &self,
-        record: &Record,
-    ) -> Result<Vec<(Arc<str>, Arc<Record>)>, SnapshotError> {
-        let mut found: Vec<(Arc<str>, Arc<Record>)> = Vec::new();
+    pub fn ancestors(&self, record: &Record) -> Result<Vec<Keyed>, SnapshotError> {
+        let mut found: Vec<Keyed> = Vec::new();
         let mut next = record.parent.clone();
         while let Some(key) = next {
             let damaged = |what: String| SnapshotError::Damaged {

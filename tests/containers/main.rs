@@ -1,0 +1,36 @@
+//! Containers: real containerd in three versions, runc, real caches and registries, and the
+//! snapshotter between them. Needs root, `/dev/fuse` and what `tests/setup` makes; fails where one
+//! of them is missing.
+//!
+//! ```text
+//! world.rs      what every test here starts: caches, link, snapshotter, images
+//! programs.rs   real programs from images, with `ctr`, on each containerd
+//! pods.rs       the same as a kubelet has it: pulled from a registry, in a pod
+//! layers.rs     ordinary images: as the overlayfs snapshotter has them, in everything
+//! mixed.rs      images of ordinary and Nix layers in any order
+//! lifetime.rs   containerd, snapshotter and cache stop, die and come back under containers
+//! many.rs       100 containers of one closure, a closure of 5,000 paths
+//! ```
+
+#[path = "../support/containerd.rs"]
+mod containerd;
+#[path = "../support/corpus.rs"]
+mod corpus;
+#[path = "../support/cri.rs"]
+mod cri;
+#[path = "../support/mounted.rs"]
+mod mounted;
+#[path = "../support/oci.rs"]
+mod oci;
+#[path = "../support/registry.rs"]
+mod registry;
+#[path = "../support/synthetic.rs"]
+mod synthetic;
+
+mod layers;
+mod lifetime;
+mod many;
+mod mixed;
+mod pods;
+mod programs;
+mod world;
