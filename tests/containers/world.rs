@@ -150,6 +150,15 @@ impl Snapshotter {
         });
     }
 
+    /// The configuration with which a containerd uses it.
+    fn drop_in(&self, version: Version) -> String {
+        let mut command = narfs();
+        command.args(["containerd-config", "--version", version.generation()]);
+        command.arg("--address").arg(self.socket());
+        command.arg("--root").arg(self.root());
+        run(command)
+    }
+
     /// Whether it runs.
     pub fn runs(&self) -> bool {
         let mut process = self.process.borrow_mut();
@@ -268,7 +277,7 @@ impl Host {
         change: impl FnOnce(Setup) -> Setup,
     ) -> Self {
         let snapshotter = Snapshotter::start(cache, key);
-        let setup = Setup::new(version).snapshotter(NARFS, &snapshotter.socket());
+        let setup = Setup::new(version).drop_in(&snapshotter.drop_in(version));
         Self {
             containerd: Containerd::start(&change(setup)),
             snapshotter,
@@ -438,6 +447,24 @@ impl Status {
         wanted.insert("summary.json".to_owned());
         assert_eq!(self.names, wanted);
         assert_eq!(self.summary["paths"]["total"], closure.len());
+    }
+
+    /// It is hidden, and lists these store paths, others perhaps too.
+    pub fn assert_shows_at_least(&self, paths: &[PathBuf]) {
+        for path in paths {
+            let name = path.file_name().expect("a name").to_string_lossy();
+            let document = format!("{name}.json");
+            assert!(
+                self.names.contains(&document),
+                "no {document}: {:?}",
+                self.names
+            );
+        }
+        assert!(
+            !self.root.iter().any(|name| name == ".nix-snapshotter"),
+            "{:?}",
+            self.root
+        );
     }
 
     /// Percent of the closure's bytes that are here.
