@@ -112,7 +112,7 @@ async fn readers_in_containers_see_neither_kill_nor_stop() {
         world
             .server
             .on(&nar, Reply::as_it_is().pausing_at(100_000, &gate));
-        let readers = ["a", "b", "a"].map(|name| reader(&root.file(&package, name)));
+        let readers = ["a", "b", "a"].map(|name| reader(&root.file(package, name)));
         if world.server.count(&nar) == 0 {
             let gate = gate.clone();
             tokio::task::spawn_blocking(move || gate.wait_for(1))

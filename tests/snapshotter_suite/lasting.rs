@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
@@ -16,7 +17,7 @@ use crate::{
     corpus,
     nix::{
         Own, closure, complete, corpus_server, names_of, nix_layer, over, path_labels, read, sized,
-        status_paths, store, strs, tool,
+        status, status_paths, store, strs, tool,
     },
     snapshot,
     snapshotter::{Labels, PATIENCE, Snapshotter},
@@ -198,6 +199,47 @@ fn a_container_goes_on_while_the_snapshotter_restarts() {
     // Another one begins in the same root, and in one that is new.
     Python::start(root.path());
     Python::start(snapshotter.prepared("another", "layer").path());
+}
+
+/// What is here can be read, what is not fails with the reason in the status, and both work again
+/// when the cache is back, with nothing restarted.
+#[test]
+fn a_cache_that_dies_under_a_container_fails_what_is_not_here_until_it_is_back() {
+    let (here, away) = (sized("here", 100_000), sized("away", 100_000));
+    let own = Own::with([&here, &away]);
+    let flags = ["--tries=1", "--connect-timeout=2s", "--read-timeout=5s"];
+    let setup = flags.into_iter().fold(own.setup(), |s, flag| s.flag(flag));
+    let snapshotter = Snapshotter::start(setup);
+    nix_layer(&snapshotter, "layer", "", strs(&names_of([&here, &away])));
+    let root = snapshotter.prepared("container", "layer");
+    read(&root, &here);
+    complete(&root, &here);
+    own.server.vanish();
+    read(&root, &here);
+    let file = root.at(format!("nix/store/{}/data", away.path));
+    let error = fs::read(&file).expect_err("the cache is dead");
+    let eio = rustix::io::Errno::IO.raw_os_error();
+    assert_eq!(error.raw_os_error(), Some(eio), "{error}");
+    assert_eq!(
+        fs::metadata(&file)
+            .expect("what is known stays known")
+            .len(),
+        100_000
+    );
+    let document = status(&root, &away.path.to_string());
+    let said = document["error"].as_str().unwrap_or_default();
+    let last = document["lastError"]["message"]
+        .as_str()
+        .unwrap_or_default();
+    assert!(
+        said.contains(&own.server.base()) || last.contains(&own.server.base()),
+        "{document}"
+    );
+    own.server.come_back();
+    read(&root, &away);
+    complete(&root, &away);
+    let document = status(&root, &away.path.to_string());
+    assert_eq!(document.get("error"), None, "{document}");
 }
 
 /// What a view shows is kept; what none shows any more can be collected.

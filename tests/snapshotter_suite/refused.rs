@@ -1,7 +1,7 @@
 //! Nix layers that can't be had: refused when they are prepared, with the store path, the cache and
 //! the reason; nothing is left behind, and what was missing can be brought.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tonic::{Code, Status};
 
@@ -11,7 +11,7 @@ use crate::{
         Own, closure_labels, mountpoints, names_of, nix_layer, path_labels, store, strs, tool,
         unmarked, unpack,
     },
-    scripted::Reply,
+    scripted::{Gate, Reply},
     snapshotter::{Labels, PATIENCE, Setup, Snapshotter, labels},
 };
 
@@ -314,4 +314,26 @@ fn a_refused_layer_leaves_its_parent_alone() {
     snapshotter.assert_holds_only(1, 1);
     snapshotter.remove("base").expect("nothing stands on it");
     snapshotter.assert_holds_only(0, 0);
+}
+
+/// kubelet gives up after two minutes and comes back: what it left undone is not in its way.
+#[test]
+fn a_client_that_goes_away_leaves_nothing_behind_and_can_come_back() {
+    let package = tool("slow");
+    let own = Own::with([&package]);
+    let snapshotter = own.snapshotter();
+    let gate = Gate::new();
+    own.server
+        .on(&package.narinfo_url(), Reply::as_it_is().behind(&gate));
+    for _ in 0..3 {
+        snapshotter.prepare_impatiently("extract", of(&package), Duration::from_millis(300));
+        assert_eq!(snapshotter.listed(&[]), Vec::<String>::new());
+    }
+    gate.open();
+    nix_layer(&snapshotter, "layer", "", strs(&names_of([&package])));
+    snapshotter
+        .prepare("extract", "", of(&package))
+        .expect("the key is free");
+    snapshotter.assert_holds_only(2, 2);
+    assert_eq!(own.server.count(&package.narinfo_url()), 1);
 }

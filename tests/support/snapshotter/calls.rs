@@ -1,7 +1,7 @@
 //! The ten calls of `containerd.services.snapshots.v1`, as functions that wait for their answers.
 //! Any number of threads may call at the same time; every call is bounded.
 
-use std::{collections::HashMap, future::Future, path::Path, sync::Mutex};
+use std::{collections::HashMap, future::Future, path::Path, sync::Mutex, time::Duration};
 
 use narfs::snapshotter::wire::{
     CleanupRequest, CommitSnapshotRequest, FieldMask, Info, ListSnapshotsRequest, Mount,
@@ -89,6 +89,26 @@ impl Calls {
         };
         let mut client = self.client.clone();
         Ok(self.call(client.prepare(self.request(message)))?.mounts)
+    }
+
+    /// Prepares, and goes away when there is no answer for so long.
+    pub fn prepare_impatiently(&self, key: &str, labels: Labels, patience: Duration) {
+        let message = PrepareSnapshotRequest {
+            key: key.into(),
+            labels,
+            ..Default::default()
+        };
+        let mut client = self.client.clone();
+        let request = self.request(message);
+        let answer = self.wait(async {
+            Ok(tokio::time::timeout(patience, client.prepare(request))
+                .await
+                .is_ok())
+        });
+        assert!(
+            !answer.expect("never an error"),
+            "{key} was answered in time"
+        );
     }
 
     pub fn view(&self, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>, Status> {
