@@ -82,7 +82,8 @@ impl Link {
 
     /// The far side is back.
     pub fn mend(&self) {
-        self.process.replace(Self::spawn(self.port, self.target));
+        let mut process = self.process.borrow_mut();
+        *process = Self::spawn(self.port, self.target);
     }
 }
 

@@ -434,10 +434,11 @@ impl Containerd {
 
     fn pid(&self, name: &str) -> u32 {
         let table = run(self.ctr(&["tasks", "list"]));
-        let row = table
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let row = row.filter(|row| row.first() == Some(&name)).next_back();
+        let mut rows = table.lines().map(|line| {
+            let cells = line.split_whitespace();
+            cells.collect::<Vec<_>>()
+        });
+        let row = rows.find(|row| row.first() == Some(&name));
         let row = row.unwrap_or_else(|| panic!("no task {name}:\n{table}"));
         row[1].parse().expect("a process number")
     }
