@@ -10,7 +10,7 @@ use std::{
 use crate::{
     containerd::{Container, Version},
     corpus,
-    mounted::{output, read_json, wait_until},
+    mounted::{output, read_json, run, wait_until},
     world::{LOOK, NARFS, Status, World, python, python_root},
 };
 
@@ -55,6 +55,45 @@ fn containerd_stops_and_dies_under_containers() {
             .all(|row| row.last().is_some_and(|kind| kind == "Committed")),
         "{left:?}"
     );
+}
+
+#[test]
+fn removed_images_leave_nothing_but_what_was_fetched() {
+    let world = World::start(Version::Installed);
+    let image = world.python_image();
+    let words = [&python(), "-c", "import json"];
+    world.containerd.run(&image, NARFS, &words);
+    let views = || {
+        fs::read_dir(world.snapshotter.root().join("mnt/views"))
+            .expect("listed")
+            .count()
+    };
+    let snapshots = || {
+        let directory = world.snapshotter.root().join("snapshots");
+        fs::read_dir(directory).expect("listed").count()
+    };
+    wait_until("the container's snapshot is gone", || snapshots() == 1);
+    assert_eq!(views(), 1);
+    let fetched = world.snapshotter.summary()["fetchedSize"].clone();
+    run(world
+        .containerd
+        .ctr(&["images", "remove", "--sync", &image]));
+    assert_eq!(world.containerd.snapshots(NARFS), Vec::<Vec<String>>::new());
+    wait_until("what the snapshots had is gone", || {
+        views() == 0 && snapshots() == 0
+    });
+    let left = world.snapshotter.summary();
+    assert!(
+        left["fetchedSize"].as_u64() >= fetched.as_u64(),
+        "{left}, {fetched}"
+    );
+    // And it is not fetched again for the next image of the same paths.
+    world.link.cut();
+    let nars = || world.nginx.requests().len();
+    let before = nars();
+    let image = world.python_image();
+    world.containerd.run(&image, NARFS, &words);
+    assert_eq!(nars(), before);
 }
 
 /// containerd waits a while between tries to connect to a snapshotter that was gone, and fails

@@ -13,7 +13,6 @@ use narfs::nix::{Compression, StorePath};
 
 use crate::{
     containerd::{Container, Version, mounts_below},
-    corpus,
     mixed::shell_layer,
     mounted::run,
     oci::Image,

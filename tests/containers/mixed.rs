@@ -201,41 +201,122 @@ fn the_pause_image_runs() {
     container.remove();
 }
 
+/// A small closure: a script, a file that it shows, a link, and a directory that refers to all.
+struct Small {
+    cache: Cache,
+    text: PathBuf,
+    program: PathBuf,
+    link: PathBuf,
+    root: PathBuf,
+}
+
+impl Small {
+    fn new() -> Self {
+        let cache = Cache::new();
+        let add = |name: &str, node: &Node| cache.add(name, node, Compression::None, Listed::Yes);
+        let text = add("text", &Node::File(b"a file of its own\n".to_vec()));
+        let script = format!("#!/bin/sh\ncat {}\n", text.display());
+        let program = add("program", &Node::Executable(script.into_bytes()));
+        let link = add("link", &Node::Link(text.display().to_string().into_bytes()));
+        let inner = Node::Link(program.display().to_string().into_bytes());
+        let root = add("root", &Node::Directory(vec![inner.named("run")]));
+        let names = [&text, &program, &link].map(|path| parse(path));
+        cache.refer(&parse(&root), names.to_vec());
+        cache.refer(&parse(&program), vec![parse(&text)]);
+        Self {
+            cache,
+            text,
+            program,
+            link,
+            root,
+        }
+    }
+
+    /// What Nix's `closureInfo` makes of it.
+    fn closure_info(&self) -> PathBuf {
+        let paths = [&self.text, &self.program, &self.link, &self.root];
+        let lines: String = paths
+            .iter()
+            .map(|path| format!("{}\n", path.display()))
+            .collect();
+        let list = Node::File(lines.into_bytes()).named("store-paths");
+        let tree = Node::Directory(vec![list]);
+        let info = self
+            .cache
+            .add("closure-info", &tree, Compression::None, Listed::Yes);
+        self.cache
+            .refer(&parse(&info), paths.map(|path| parse(path)).to_vec());
+        info
+    }
+
+    /// The image of it on top of a shell, loaded; its file.
+    fn load(&self, host: &Host, name: &str, more: &[&str]) -> PathBuf {
+        let (base, file) = (host.file("base"), host.file("small"));
+        let image = Image::new("docker.io/library/base:1");
+        image.layer(shell_layer()).write(&base);
+        let base = base.display().to_string();
+        let more = [&["--from", base.as_str()], more].concat();
+        let (url, key) = (self.cache.url(), self.cache.key());
+        build(&url, &key, name, &self.root, "run", &more, &file);
+        host.containerd.load(&file, NARFS);
+        file
+    }
+
+    fn host(&self, version: Version) -> Host {
+        Host::start(version, &self.cache.url(), &self.cache.key(), |setup| setup)
+    }
+}
+
 #[test]
 fn store_paths_are_files_and_links_too() {
-    let cache = Cache::new();
-    let add = |name: &str, node: &Node| cache.add(name, node, Compression::None, Listed::Yes);
-    let text = add("text", &Node::File(b"a file of its own\n".to_vec()));
-    let script = format!("#!/bin/sh\ncat {}\n", text.display());
-    let program = add("program", &Node::Executable(script.into_bytes()));
-    let link = add("link", &Node::Link(text.display().to_string().into_bytes()));
-    let inner = Node::Link(program.display().to_string().into_bytes());
-    let root = add("root", &Node::Directory(vec![inner.named("run")]));
-    let names = [&text, &program, &link].map(|path| parse(path));
-    cache.refer(&parse(&root), names.to_vec());
-    cache.refer(&parse(&program), vec![parse(&text)]);
-
-    let host = Host::start(Version::V1_7, &cache.url(), &cache.key(), |setup| setup);
-    let (base, file) = (host.file("base"), host.file("files"));
-    let image = Image::new("docker.io/library/base:1");
-    image.layer(shell_layer()).write(&base);
-    let base = base.display().to_string();
-    let name = "docker.io/library/files:1";
-    let more = ["--from", base.as_str()];
-    build(&cache.url(), &cache.key(), name, &root, "run", &more, &file);
-    host.containerd.load(&file, NARFS);
-    let printed = host.containerd.run(name, NARFS, &[]);
-    assert_eq!(printed, "a file of its own\n");
+    let small = Small::new();
+    let host = small.host(Version::V1_7);
+    let name = "docker.io/library/small:1";
+    let file = small.load(&host, name, &[]);
+    assert_eq!(host.containerd.run(name, NARFS, &[]), "a file of its own\n");
     let mount = host
         .containerd
         .mount_view(&Archive::read(&file).chain_id(), NARFS);
     let at = |path: &Path| mount.at.join(path.strip_prefix("/").expect("absolute"));
-    assert_eq!(
-        fs::read_to_string(at(&text)).expect("read"),
-        "a file of its own\n"
+    let text = fs::read_to_string(at(&small.text)).expect("read");
+    assert_eq!(text, "a file of its own\n");
+    let kind = |path: &Path| fs::symlink_metadata(at(path)).expect("there").file_type();
+    assert!(kind(&small.link).is_symlink());
+    assert!(kind(&small.program).is_file());
+    assert!(kind(&small.root).is_dir());
+}
+
+fn closure_info(version: Version) {
+    let small = Small::new();
+    let info = small.closure_info().display().to_string();
+    let host = small.host(version);
+    let name = "docker.io/library/info:1";
+    let more = ["--closure-info", info.as_str(), "--scheme", "closure"];
+    let file = small.load(&host, name, &more);
+    let archive = Archive::read(&file);
+    let layer = archive.layers().pop().expect("a layer");
+    let annotations = layer["annotations"].to_string();
+    assert!(
+        annotations.contains("containerd.io/snapshot/nix-closure"),
+        "{annotations}"
     );
-    assert!(fs::symlink_metadata(at(&link)).expect("there").is_symlink());
-    assert!(fs::symlink_metadata(at(&program)).expect("there").is_file());
+    assert!(!annotations.contains("nix-store-path"), "{annotations}");
+    assert_eq!(host.containerd.run(name, NARFS, &[]), "a file of its own\n");
+    let container = host
+        .containerd
+        .start_container(name, NARFS, &["/bin/sleep", "3600"]);
+    let paths = [&small.text, &small.program, &small.link, &small.root];
+    Status::of(&container).assert_shows_at_least(&paths.map(Clone::clone));
+}
+
+#[test]
+fn an_image_that_names_a_closure_info_runs() {
+    closure_info(Version::V1_7);
+}
+
+#[test]
+fn an_image_that_names_a_closure_info_runs_where_annotations_are_lost() {
+    closure_info(Version::Installed);
 }
 
 fn parse(path: &Path) -> StorePath {

@@ -82,7 +82,8 @@ impl Link {
 
     /// The far side is back.
     pub fn mend(&self) {
-        self.process.replace(Self::spawn(self.port, self.target));
+        let mut process = self.process.borrow_mut();
+        *process = Self::spawn(self.port, self.target);
     }
 }
 
@@ -148,6 +149,15 @@ impl Snapshotter {
             assert!(self.runs(), "the snapshotter ended:\n{}", self.log());
             std::os::unix::net::UnixStream::connect(self.socket()).is_ok()
         });
+    }
+
+    /// The configuration with which a containerd uses it.
+    fn drop_in(&self, version: Version) -> String {
+        let mut command = narfs();
+        command.args(["containerd-config", "--version", version.generation()]);
+        command.arg("--address").arg(self.socket());
+        command.arg("--root").arg(self.root());
+        run(command)
     }
 
     /// Whether it runs.
@@ -268,7 +278,7 @@ impl Host {
         change: impl FnOnce(Setup) -> Setup,
     ) -> Self {
         let snapshotter = Snapshotter::start(cache, key);
-        let setup = Setup::new(version).snapshotter(NARFS, &snapshotter.socket());
+        let setup = Setup::new(version).drop_in(&snapshotter.drop_in(version));
         Self {
             containerd: Containerd::start(&change(setup)),
             snapshotter,
@@ -438,6 +448,24 @@ impl Status {
         wanted.insert("summary.json".to_owned());
         assert_eq!(self.names, wanted);
         assert_eq!(self.summary["paths"]["total"], closure.len());
+    }
+
+    /// It is hidden, and lists these store paths, others perhaps too.
+    pub fn assert_shows_at_least(&self, paths: &[PathBuf]) {
+        for path in paths {
+            let name = path.file_name().expect("a name").to_string_lossy();
+            let document = format!("{name}.json");
+            assert!(
+                self.names.contains(&document),
+                "no {document}: {:?}",
+                self.names
+            );
+        }
+        assert!(
+            !self.root.iter().any(|name| name == ".nix-snapshotter"),
+            "{:?}",
+            self.root
+        );
     }
 
     /// Percent of the closure's bytes that are here.

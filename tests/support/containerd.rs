@@ -83,6 +83,14 @@ impl Version {
         command
     }
 
+    /// What `narfs containerd-config --version` calls it.
+    pub fn generation(self) -> &'static str {
+        match self {
+            Self::Installed | Self::V1_7 => "1",
+            Self::V2 => "2",
+        }
+    }
+
     /// Flags that have `ctr images import` use the transfer service; none where there is none.
     pub fn import_by_transfer(self) -> Option<&'static str> {
         match self {
@@ -96,8 +104,8 @@ impl Version {
 #[derive(Debug, Clone)]
 pub struct Setup {
     version: Version,
-    /// Configuration that stands behind the harness's own.
-    more: String,
+    /// What the configuration imports.
+    drop_in: String,
     /// The snapshotter of the CRI plugin, and the image of a pod's sandbox.
     cri: Option<(String, String)>,
 }
@@ -106,25 +114,14 @@ impl Setup {
     pub fn new(version: Version) -> Self {
         Self {
             version,
-            more: String::new(),
+            drop_in: String::new(),
             cri: None,
         }
     }
 
-    /// With a snapshotter of this name at this socket, for the transfer service too.
-    pub fn snapshotter(mut self, name: &str, socket: &Path) -> Self {
-        let (socket, architecture) = (socket.display(), architecture());
-        self.more += &format!(
-            r#"
-[proxy_plugins.{name}]
-  type = "snapshot"
-  address = "{socket}"
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux/{architecture}"
-  snapshotter = "{name}"
-  differ = "walking"
-"#
-        );
+    /// With a file that the configuration imports, as what `narfs containerd-config` prints.
+    pub fn drop_in(mut self, text: &str) -> Self {
+        text.clone_into(&mut self.drop_in);
         self
     }
 
@@ -144,6 +141,7 @@ impl Setup {
         let directory = directory.display();
         format!(
             r#"version = {version}
+imports = ["{directory}/conf.d/*.toml"]
 root = "{directory}/root"
 state = "{directory}/state"
 disabled_plugins = {disabled:?}
@@ -153,8 +151,7 @@ disabled_plugins = {disabled:?}
   address = "{directory}/containerd.sock.ttrpc"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{directory}/opt"
-{cri}{}"#,
-            self.more
+{cri}"#
         )
     }
 
@@ -240,6 +237,9 @@ impl Containerd {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let configuration = setup.configuration(directory.path());
         fs::write(directory.path().join("config.toml"), configuration).expect("written");
+        let drop_ins = directory.path().join("conf.d");
+        fs::create_dir(&drop_ins).expect("made");
+        fs::write(drop_ins.join("narfs.toml"), &setup.drop_in).expect("written");
         let number = STARTED.fetch_add(1, SeqCst);
         let containerd = Self {
             version: setup.version,
@@ -434,10 +434,11 @@ impl Containerd {
 
     fn pid(&self, name: &str) -> u32 {
         let table = run(self.ctr(&["tasks", "list"]));
-        let row = table
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let row = row.filter(|row| row.first() == Some(&name)).next_back();
+        let mut rows = table.lines().map(|line| {
+            let cells = line.split_whitespace();
+            cells.collect::<Vec<_>>()
+        });
+        let row = rows.find(|row| row.first() == Some(&name));
         let row = row.unwrap_or_else(|| panic!("no task {name}:\n{table}"));
         row[1].parse().expect("a process number")
     }
