@@ -7,7 +7,7 @@ use crate::{
     codec::{self, Checkpoint},
     nix::NarInfo,
     store::{Core, StoreError},
-    substituter::{Deadline, Substituter},
+    substituter::{Deadline, FetchError, Substituter},
 };
 
 impl Core {
@@ -24,20 +24,31 @@ impl Core {
         let mut body = opened.map_err(failed)?;
         let (feed, packed) = decode::channel();
         let (format, size) = (narinfo.compression, narinfo.nar_size);
-        let decoding = tokio::task::spawn_blocking(move || {
+        let mut decoding = tokio::task::spawn_blocking(move || {
             let mut head = [0; N];
             let mut reader = codec::stream(format, Box::new(packed), Checkpoint::START, size)?;
             reader.read_exact(&mut head).map_err(decode::decode_error)?;
             Ok::<_, DecodeError>(head)
         });
-        while let Some(chunk) = body.next().await.map_err(failed)? {
-            self.counters.fetched.add(chunk.len() as u64);
-            if !feed.chunk(chunk).await {
-                break;
+        let feeding = async {
+            while let Some(chunk) = body.next().await? {
+                self.counters.fetched.add(chunk.len() as u64);
+                if !feed.chunk(chunk).await {
+                    break;
+                }
             }
-        }
-        feed.end().await;
-        match decoding.await {
+            feed.end().await;
+            Ok::<_, FetchError>(())
+        };
+        // Enough is there long before the end, and the rest may take its time.
+        let decoded = tokio::select! {
+            decoded = &mut decoding => decoded,
+            fed = feeding => {
+                fed.map_err(failed)?;
+                decoding.await
+            }
+        };
+        match decoded {
             Err(_) => Err(StoreError::Stopping),
             Ok(head) => head.map_err(|error| StoreError::Damaged {
                 path: path.clone(),
