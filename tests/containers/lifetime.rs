@@ -11,7 +11,8 @@ use crate::{
     containerd::{Container, Version},
     corpus,
     mounted::{output, read_json, run, wait_until},
-    world::{LOOK, NARFS, Status, World, python, python_root},
+    status::{LOOK, Status},
+    world::{NARFS, World, python, python_root},
 };
 
 /// Longest that a read may wait for a cache that is gone, before it fails.

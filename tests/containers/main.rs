@@ -3,7 +3,8 @@
 //! of them is missing.
 //!
 //! ```text
-//! world.rs      what every test here starts: caches, link, snapshotter, images
+//! world.rs      what every test here starts: caches, link, snapshotter, containerd, images
+//! link.rs, snapshotter.rs, status.rs   parts of that
 //! programs.rs   real programs from images, with `ctr`, on each containerd
 //! pods.rs       the same as a kubelet has it: pulled from a registry, in a pod
 //! layers.rs     ordinary images: as the overlayfs snapshotter has them, in everything
@@ -12,7 +13,7 @@
 //! many.rs       100 containers of one closure, a closure of 5,000 paths
 //! ```
 
-#[path = "../support/containerd.rs"]
+#[path = "../support/containerd/mod.rs"]
 mod containerd;
 #[path = "../support/corpus.rs"]
 mod corpus;
@@ -29,8 +30,11 @@ mod synthetic;
 
 mod layers;
 mod lifetime;
+mod link;
 mod many;
 mod mixed;
 mod pods;
 mod programs;
+mod snapshotter;
+mod status;
 mod world;

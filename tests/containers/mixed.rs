@@ -13,8 +13,9 @@ use crate::{
     corpus,
     oci::{Archive, Image, Layer, Owned},
     pods::pause_image,
+    status::{LOOK, Status},
     synthetic::{Cache, Listed, Node},
-    world::{Host, LOOK, NARFS, Status, World, build, python, python_root},
+    world::{Host, NARFS, World, build, python, python_root},
 };
 
 const DIRECTORY: Owned = Owned::root(0o755);

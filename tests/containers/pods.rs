@@ -10,7 +10,8 @@ use crate::{
     mounted::{run, wait_until},
     oci::{Image, Layer, Owned},
     registry::Registry,
-    world::{LOOK, NARFS, Status, World, python_root},
+    status::{LOOK, Status},
+    world::{NARFS, World, python_root},
 };
 
 /// An image whose only program waits for ever: what holds a pod's namespaces.

@@ -9,8 +9,9 @@ use crate::{
     corpus,
     mounted::{read_json, run, wait_until},
     oci::Archive,
+    status::{LOOK, Status},
     synthetic::{Cache, Listed, Node},
-    world::{LOOK, NARFS, Status, World, build, python_root},
+    world::{NARFS, World, build, python_root},
 };
 
 /// Python at work: what it prints has to be what the real store's python prints.
