@@ -1,6 +1,9 @@
 //! `narfs containerd-config`, and the files of `deploy/`: they say the same, and the real containerd
 //! understands them as it is meant.
 
+#[path = "support/corpus.rs"]
+mod corpus;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -45,8 +48,23 @@ fn in_effect(containerd: &Path, main: &str, drop_in: &str) -> toml::Table {
     String::from_utf8(output.stdout).unwrap().parse().unwrap()
 }
 
+/// The one of the machine's distribution: 1.6 in Debian 12.
 fn installed() -> &'static Path {
     Path::new("containerd")
+}
+
+/// Another one, which `tests/setup` unpacks.
+fn unpacked(version: &str) -> PathBuf {
+    corpus::directory().join(format!("containerd-{version}/containerd"))
+}
+
+/// For whom the transfer service unpacks.
+fn unpacks_for(config: &toml::Table) -> Vec<&str> {
+    let service = &config["plugins"]["io.containerd.transfer.v1.local"];
+    let list = service["unpack_config"].as_array().unwrap();
+    list.iter()
+        .filter_map(|entry| entry["snapshotter"].as_str())
+        .collect()
 }
 
 #[test]
@@ -114,6 +132,55 @@ fn containerd_1_takes_the_drop_in_and_loses_nothing() {
         Some(false)
     );
     assert_ne!(cri["sandbox_image"].as_str(), Some("own/pause:1"));
+}
+
+#[test]
+fn containerd_1_7_knows_the_exports_and_unpacks_for_both() {
+    let main = "version = 2\nIMPORTS\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"own/pause:1\"\n";
+    let config = in_effect(&unpacked("1.7"), main, &printed(&["--version", "1.7"]));
+    let exports = &config["proxy_plugins"]["narfs"]["exports"];
+    assert_eq!(exports["root"].as_str(), Some("/var/lib/narfs"));
+    assert_eq!(
+        exports["enable_remote_snapshot_annotations"].as_str(),
+        Some("true")
+    );
+    assert_eq!(unpacks_for(&config), ["narfs", "overlayfs"]);
+    let cri = &config["plugins"]["io.containerd.grpc.v1.cri"];
+    assert_eq!(cri["sandbox_image"].as_str(), Some("own/pause:1"));
+}
+
+#[test]
+fn containerd_2_takes_the_drop_in_with_cri_and_loses_nothing() {
+    let main = "version = 3\nIMPORTS\n\
+        [plugins.\"io.containerd.cri.v1.images\"]\nmax_concurrent_downloads = 17\n\
+        [plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"own/pause:1\"\n\
+        [plugins.\"io.containerd.cri.v1.runtime\".containerd]\ndefault_runtime_name = \"own\"\n";
+    let drop_in = printed(&["--version", "2"]);
+    let config = in_effect(&unpacked("2"), main, &drop_in);
+    let images = &config["plugins"]["io.containerd.cri.v1.images"];
+    assert_eq!(images["snapshotter"].as_str(), Some("narfs"));
+    assert_eq!(
+        images["disable_snapshot_annotations"].as_bool(),
+        Some(false)
+    );
+    assert_eq!(images["max_concurrent_downloads"].as_integer(), Some(17));
+    assert_eq!(
+        images["pinned_images"]["sandbox"].as_str(),
+        Some("own/pause:1")
+    );
+    let runtime = &config["plugins"]["io.containerd.cri.v1.runtime"]["containerd"];
+    assert_eq!(runtime["default_runtime_name"].as_str(), Some("own"));
+    let exports = &config["proxy_plugins"]["narfs"]["exports"];
+    assert_eq!(exports["root"].as_str(), Some("/var/lib/narfs"));
+    assert_eq!(unpacks_for(&config), ["narfs", "overlayfs"]);
+    // What the note about files of version 2 is for.
+    let old = "version = 2\nIMPORTS\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"own/pause:1\"\n";
+    let config = in_effect(&unpacked("2"), old, &drop_in);
+    let images = &config["plugins"]["io.containerd.cri.v1.images"];
+    assert_ne!(
+        images["pinned_images"]["sandbox"].as_str(),
+        Some("own/pause:1")
+    );
 }
 
 #[test]

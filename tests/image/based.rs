@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     archive::{Base, Image, gzipped, tar_of},
-    rooted::architecture,
+    containerd::architecture,
     run::{Packages, Place, Served, at, serve},
     support::cache::{Packing, key},
 };

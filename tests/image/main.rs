@@ -5,8 +5,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/containerd.rs"]
+mod containerd;
+
 #[path = "../support/corpus.rs"]
 mod corpus;
+
+#[path = "../support/mounted.rs"]
+mod mounted;
 
 #[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "../cli_verbs/run.rs"]

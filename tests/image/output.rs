@@ -11,7 +11,7 @@ use rustix::{fs::Mode, process::Signal};
 
 use crate::{
     archive::{Base, Image},
-    rooted::architecture,
+    containerd::architecture,
     run::{Packages, Place, Running, at, serve},
     support::{
         cache::{Packing, key, noise},

@@ -2,6 +2,7 @@
 
 use crate::{
     archive::{Base, Entry, Image, tar_of},
+    containerd::architecture,
     run::{Packages, Place, Served, at, serve},
     support::cache::{Package, Packing, directory, exec, file, key, link},
 };
@@ -87,15 +88,6 @@ impl<'k> World<'k> {
         let file = self.place.tmp().with_file_name("base.tar");
         std::fs::write(&file, base.bytes()).unwrap();
         file.to_str().unwrap().to_owned()
-    }
-}
-
-/// As Go calls it.
-pub fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
     }
 }
 
