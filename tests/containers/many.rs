@@ -73,10 +73,10 @@ while True:
     assert!(containers.iter().all(Container::runs));
     let more = world.snapshotter.counters()["reads"] - reads;
     println!("reads: {reads} for the first container, {more} for all others");
-    // The kernel may have dropped a page that it wanted the memory of; the others' own reads would
-    // be a hundred times those of the first one.
+    // Whatever else the machine does may have the kernel drop pages, which are then read once more,
+    // for all of them. Reads of their own would be a hundred times those of the first one.
     assert!(
-        more < reads,
+        more < reads * CONTAINERS as u64 / 10,
         "the others read again what the first one had read"
     );
     assert!(grown < GROWTH, "the daemon grew by {grown} bytes");
