@@ -5,7 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-#[path = "../support/containerd.rs"]
+#[path = "../support/containerd/mod.rs"]
 mod containerd;
 
 #[path = "../support/corpus.rs"]

@@ -32,8 +32,13 @@ mod container;
 mod setup;
 mod traces;
 
+#[allow(
+    unused_imports,
+    reason = "not every test binary that includes this has containers"
+)]
 pub use container::Container;
 pub use setup::{Setup, Version, architecture};
+#[allow(unused_imports, reason = "as above")]
 pub use traces::mounts_below;
 
 use std::{
