@@ -10,6 +10,7 @@
 //! layers.rs     ordinary images: as the overlayfs snapshotter has them, in everything
 //! mixed.rs      images of ordinary and Nix layers in any order
 //! lifetime.rs   containerd, snapshotter and cache stop, die and come back under containers
+//! users.rs      user namespaces: all of it as an ordinary user, and single containers
 //! many.rs       100 containers of one closure, a closure of 5,000 paths
 //! ```
 
@@ -37,4 +38,5 @@ mod pods;
 mod programs;
 mod snapshotter;
 mod status;
+mod users;
 mod world;
