@@ -62,7 +62,8 @@ Examples:
   $ narfs image build --name python:3.11 --closure /nix/store/HASH-python3-3.11.9 \\
       --entrypoint /nix/store/HASH-python3-3.11.9/bin/python3 -o python.tar
   # ctr images import --snapshotter narfs python.tar
-  # ctr run --rm --snapshotter narfs docker.io/library/python:3.11 py python3 -V
+  # ctr run --rm --snapshotter narfs docker.io/library/python:3.11 py \\
+      /nix/store/HASH-python3-3.11.9/bin/python3 -V
 
   A program with arguments, on top of an image that has a shell, straight into containerd:
   $ narfs image build --name redis:7 --from debian.tar --closure /nix/store/HASH-redis-7.2.4 \\
@@ -91,7 +92,8 @@ pub struct BuildArgs {
     #[arg(long, short, value_name = "WORD", allow_hyphen_values = true)]
     pub entrypoint: Vec<String>,
 
-    /// Arguments behind the entrypoint that `ctr run` and others can replace. Once for each word
+    /// Arguments behind the entrypoint, which users may replace (`args` of Kubernetes). Once for
+    /// each word
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     pub cmd: Vec<String>,
 
