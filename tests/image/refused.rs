@@ -57,6 +57,53 @@ fn what_cannot_be_had_says_why_and_writes_nothing() {
 }
 
 #[test]
+fn the_beginning_of_something_else_is_damaged() {
+    let key = key();
+    let cache = Cache::new(&key);
+    let broken = Package::of_nar("broken", b"this is no archive at all".repeat(10));
+    cache.add_unlisted(&broken, Packing::Zstd);
+    let short = Package::of_nar("short", b"nix".to_vec());
+    cache.add_unlisted(&short, Packing::None);
+    let server = serve(cache);
+    let place = Place::over(&key, &[&server.base()]);
+    let file = place.tmp().with_file_name("image.tar");
+    let file = file.to_str().unwrap();
+    for package in [&broken, &short] {
+        let said = place
+            .run(&build(file, &["--closure", &at(package, "")]))
+            .with(4)
+            .err;
+        assert!(
+            said.contains("damaged NAR") && said.contains(&server.base()),
+            "{said}"
+        );
+    }
+    place.assert_clean();
+}
+
+#[test]
+fn a_user_whom_nobody_knows_is_warned_of() {
+    let (key, packages) = (key(), Packages::new());
+    let server = serve(packages.cache(&key, Packing::Zstd));
+    let place = Place::over(&key, &[&server.base()]);
+    let file = place.tmp().with_file_name("image.tar");
+    let file = file.to_str().unwrap();
+    let app = at(&packages.app, "");
+    for (user, warned) in [
+        ("redis", true),
+        ("0:users", true),
+        ("1000", false),
+        ("0:0", false),
+    ] {
+        let said = place
+            .run(&build(file, &["--closure", &app, "--user", user]))
+            .with(0)
+            .err;
+        assert_eq!(said.contains("/etc/passwd"), warned, "{user}: {said}");
+    }
+}
+
+#[test]
 fn a_command_line_that_makes_no_sense_asks_nobody() {
     let (key, packages) = (key(), Packages::new());
     let server = serve(packages.cache(&key, Packing::Zstd));

@@ -5,6 +5,7 @@ use clap::Subcommand;
 use super::Failure;
 use crate::config::Config;
 
+pub mod args;
 pub mod build;
 mod gather;
 mod output;
@@ -45,7 +46,7 @@ pub struct ImageArgs {
     reason = "clap would print comments here instead of the verbs' own help"
 )]
 pub enum ImageCommand {
-    Build(Box<build::BuildArgs>),
+    Build(Box<args::BuildArgs>),
 }
 
 /// Does it.
