@@ -20,6 +20,7 @@
 mod blocks;
 mod brotli;
 mod bzip2;
+mod checkpoint;
 mod error;
 mod gzip;
 mod hints;
@@ -40,25 +41,12 @@ use std::io::Read;
 pub use self::hints::hints_at_blocks;
 pub use self::{
     blocks::{Block, BlockTable, FIRST_TAIL, Probe, probe},
+    checkpoint::Checkpoint,
     error::CodecError,
     small::decode_small,
 };
 use self::{input::Input, plain::Plain, push::Pushed, units::Units};
 use crate::nix::Compression;
-
-/// A place where decoding can start afresh.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Checkpoint {
-    /// Offset in the packed file.
-    pub packed: u64,
-    /// Offset in the NAR of the first byte that comes from there.
-    pub nar: u64,
-}
-
-impl Checkpoint {
-    /// The start of the file.
-    pub const START: Self = Self { packed: 0, nar: 0 };
-}
 
 /// A NAR on its way out of its packing.
 ///

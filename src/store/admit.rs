@@ -6,23 +6,19 @@
 //! its libraries one after the other.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt, StreamExt,
-    future::{BoxFuture, Shared},
-    stream::FuturesUnordered,
-};
-use tokio::sync::watch;
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 
 use super::{
     Core, Lane, Path, Slot, Store, StoreError,
     fetch::{Source, Want},
-    narinfo::{Offer, Urgency},
+    narinfo::Offer,
     path::{Health, LastError},
+    single_flight::{self, SingleFlight, Urgency},
     unix_now,
 };
 use crate::{
@@ -41,27 +37,7 @@ const COMPILE_ELSEWHERE: usize = 64 * 1024;
 type Outcome = Result<Arc<Path>, Arc<StoreError>>;
 
 /// Admissions under way.
-#[derive(Default)]
-pub(super) struct Admissions(Mutex<HashMap<StorePathHash, Admission>>);
-
-struct Admission {
-    outcome: Shared<BoxFuture<'static, Outcome>>,
-    urgency: watch::Sender<Lane>,
-}
-
-/// Takes an admission off the list, also when it dies: the next one who asks starts another.
-struct Leave<'a>(&'a Core, StorePathHash);
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.0
-            .admissions
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.1);
-    }
-}
+pub(super) type Admissions = SingleFlight<StorePathHash, Outcome>;
 
 /// What came of admitting a closure.
 #[derive(Debug, Default)]
@@ -152,36 +128,17 @@ impl Core {
         path: &StorePath,
         lane: Lane,
         likely: Option<Substituter>,
-    ) -> Shared<BoxFuture<'static, Outcome>> {
-        let mut running = self
-            .admissions
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(admission) = running.get(&path.hash()) {
-            admission
-                .urgency
-                .send_if_modified(|l| std::mem::replace(l, (*l).max(lane)) < lane);
-            return admission.outcome.clone();
-        }
-        let (core, owned) = (self.clone(), path.clone());
-        let (urgency, lane) = watch::channel(lane);
-        let task = self.runtime.spawn(async move {
-            let _leave = Leave(&core, owned.hash());
-            core.run_admission(&owned, &lane, likely).await
-        });
-        let outcome = task
-            .map(|j| j.unwrap_or_else(|_| Err(Arc::new(StoreError::Stopping))))
-            .boxed()
-            .shared();
-        running.insert(
-            path.hash(),
-            Admission {
-                outcome: outcome.clone(),
-                urgency,
-            },
-        );
-        outcome
+    ) -> single_flight::Outcome<Outcome> {
+        self.admissions
+            .join(&path.hash(), lane, |urgency, underway| {
+                let (core, path) = (self.clone(), path.clone());
+                let task = self.runtime.spawn(async move {
+                    let _underway = underway;
+                    core.run_admission(&path, &urgency, likely).await
+                });
+                task.map(|j| j.unwrap_or_else(|_| Err(Arc::new(StoreError::Stopping))))
+                    .boxed()
+            })
     }
 
     async fn run_admission(

@@ -45,6 +45,7 @@ mod read_ahead;
 mod room;
 mod root_kind;
 mod settings;
+mod single_flight;
 mod status;
 mod upkeep;
 mod views;

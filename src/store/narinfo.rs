@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{SemaphorePermit, watch};
 
-use super::{Core, Lane, StoreError, unix_now};
+use super::{Core, Lane, StoreError, single_flight::Urgency, unix_now};
 use crate::{
     codec::{self, CodecError},
     content::NarinfoTtl,
@@ -24,9 +24,6 @@ use crate::{
 const MAX_LISTING: usize = 1 << 30;
 /// Packed listings above this are unpacked on a thread of their own, in bytes: a millisecond's work.
 const UNPACK_ELSEWHERE: usize = 16 * 1024;
-
-/// The lane of a question, which changes when somebody comes who waits for the answer.
-pub(super) type Urgency = watch::Receiver<Lane>;
 
 /// A trusted narinfo and the cache that gave it.
 pub(super) struct Offer {
