@@ -45,6 +45,11 @@ fn the_tables_and_the_manifests_agree() {
             "dev-dependencies",
         ),
         (
+            "## narfs-interleavings",
+            "tests/interleavings/std/Cargo.toml",
+            "dependencies",
+        ),
+        (
             "## narfs-state-schema",
             "state-schema/Cargo.toml",
             "dependencies",
