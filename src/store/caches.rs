@@ -89,13 +89,12 @@ impl Caches {
         self.order().caches
     }
 
-    /// Those that are asked for paths, in the order that is known now.
+    /// Those that are asked for paths, in the order that is known now, those that failed lately
+    /// behind the others.
     pub fn usable(&self) -> Vec<Substituter> {
         let all = self.all();
-        all.iter()
-            .filter(|c| c.foreign.is_none())
-            .map(|c| c.substituter.clone())
-            .collect()
+        let usable = all.iter().filter(|c| c.foreign.is_none());
+        last_those_that_rest(usable.map(|c| c.substituter.clone()).collect(), |s| s)
     }
 
     fn order(&self) -> Order {
@@ -142,6 +141,20 @@ impl Caches {
             settled,
         };
     }
+}
+
+/// Those whose cache rests go behind the others, which are asked in its place; whether it is back is
+/// looked after meanwhile. So a failure is met once, and not by every reader anew.
+pub(super) fn last_those_that_rest<T>(
+    mut all: Vec<T>,
+    cache: impl Fn(&T) -> &Substituter,
+) -> Vec<T> {
+    if all.iter().all(|one| cache(one).rests()) {
+        return all;
+    }
+    all.sort_by_key(|one| cache(one).rests());
+    all.iter().for_each(|one| cache(one).look_again());
+    all
 }
 
 /// What is wrong with a cache of another store, and what to do.

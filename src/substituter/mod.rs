@@ -27,6 +27,7 @@ mod file;
 mod http;
 mod location;
 pub mod netrc;
+mod pace;
 mod range;
 mod retry;
 mod s3;
@@ -56,6 +57,7 @@ use self::{
     credentials::{Credentials, SecretFiles},
     http::{Answer, Ask, Getter},
     location::Location,
+    pace::{Pace, Turn},
     range::Wanted,
     source::Source,
 };
@@ -68,6 +70,9 @@ const MAX_LISTING: u64 = 256 << 20;
 
 /// Largest `nix-cache-info`, in bytes; real ones have 100.
 const MAX_CACHE_INFO: u64 = 64 << 10;
+
+/// How long a cache that rests may take to say that it is back.
+const LOOK_AGAIN_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Bytes are wanted as they stand in the cache.
 const AS_IT_IS: &str = "identity";
@@ -117,6 +122,7 @@ struct Inner {
     getter: Getter,
     /// Places for small requests; NAR bodies are the fetch lanes' to bound.
     small: Semaphore,
+    pace: Pace,
 }
 
 /// Which kind of small file, with what that implies.
@@ -128,6 +134,26 @@ struct Small {
     text: bool,
     /// Whether it is the cache's `nix-cache-info`, that every cache should have.
     introduces: bool,
+}
+
+impl Small {
+    fn cache_info() -> Self {
+        Self {
+            file: "nix-cache-info".into(),
+            limit: MAX_CACHE_INFO,
+            accept_encoding: AS_IT_IS,
+            text: true,
+            introduces: true,
+        }
+    }
+
+    fn ask(&self) -> Ask {
+        Ask {
+            wanted: Wanted::Whole,
+            validator: None,
+            accept_encoding: self.accept_encoding,
+        }
+    }
 }
 
 impl Substituter {
@@ -159,6 +185,7 @@ impl Substituter {
             trusted: config.trusted || location.trusted,
             source,
             small: Semaphore::new(transport.options().connections.max(1)),
+            pace: Pace::new(),
             getter,
         })))
     }
@@ -185,15 +212,8 @@ impl Substituter {
 
     /// `nix-cache-info`; `None` if the cache has none.
     pub async fn cache_info_text(&self, deadline: Deadline) -> Result<Option<Vec<u8>>, FetchError> {
-        let small = Small {
-            file: "nix-cache-info".into(),
-            limit: MAX_CACHE_INFO,
-            accept_encoding: AS_IT_IS,
-            text: true,
-            introduces: true,
-        };
         Ok(self
-            .small(small, deadline)
+            .small(Small::cache_info(), deadline)
             .await?
             .map(|document| document.bytes))
     }
@@ -313,12 +333,7 @@ impl Substituter {
         small: Small,
         deadline: Deadline,
     ) -> Result<Option<Document>, FetchError> {
-        let ask = Ask {
-            wanted: Wanted::Whole,
-            validator: None,
-            accept_encoding: small.accept_encoding,
-        };
-        let (small, ask) = (&small, &ask);
+        let (small, ask) = (&small, &small.ask());
         let got = self
             .retrying(deadline, || self.small_once(small, ask))
             .await;
@@ -359,13 +374,15 @@ impl Substituter {
     where
         F: Future<Output = Result<T, FetchFailure>>,
     {
-        let policy = &self.0.getter.transport.options().retry;
+        let policy = self.policy();
         let mut last = FetchFailure::Deadline;
         for tried in 1.. {
-            last = match timeout_at(deadline.instant(), call()).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(failure)) => failure,
-                Err(_) => break,
+            last = match self.0.pace.turn(policy, deadline.instant()).await {
+                Turn::Failed(failure) => failure,
+                Turn::Mine(number) => match self.one_try(number, deadline, call()).await {
+                    Ok(value) => return Ok(value),
+                    Err(failure) => failure,
+                },
             };
             let Some(wait) = policy.wait(tried, &last, retry::jitter()) else {
                 break;
@@ -380,7 +397,52 @@ impl Substituter {
         Err(last)
     }
 
-    /// One try.
+    /// One try, of which the pace of all learns.
+    async fn one_try<T>(
+        &self,
+        number: u64,
+        deadline: Deadline,
+        call: impl Future<Output = Result<T, FetchFailure>>,
+    ) -> Result<T, FetchFailure> {
+        let outcome = timeout_at(deadline.instant(), call)
+            .await
+            .unwrap_or(Err(FetchFailure::Deadline));
+        let failure = outcome.as_ref().err();
+        self.0.pace.note(number, failure, self.policy());
+        outcome
+    }
+
+    fn policy(&self) -> &RetryPolicy {
+        &self.0.getter.transport.options().retry
+    }
+
+    /// Whether it failed lately and did not answer since: others are asked before it.
+    pub fn rests(&self) -> bool {
+        self.0.pace.rests()
+    }
+
+    /// Somebody goes past it because it rests: it is asked for its `nix-cache-info`, if it is time,
+    /// so that it is known when it is back.
+    pub fn look_again(&self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let Some(number) = self.0.pace.turn_now(self.policy()) else {
+            return;
+        };
+        let this = self.clone();
+        runtime.spawn(async move {
+            let small = Small::cache_info();
+            let deadline = Deadline::after(LOOK_AGAIN_PATIENCE);
+            let ask = small.ask();
+            let call = this.small_once(&small, &ask);
+            if let Err(failure) = this.one_try(number, deadline, call).await {
+                tracing::debug!(substituter = %this.0.name, %failure, "rests on");
+            }
+        });
+    }
+
+    /// One request.
     async fn open(&self, file: &str, ask: &Ask) -> Result<Answer, FetchFailure> {
         self.0.source.open(&self.0.getter, file, ask).await
     }

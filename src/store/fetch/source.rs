@@ -16,7 +16,7 @@ use crate::{
     codec::Checkpoint,
     content::NarFile,
     nix::{Compression, NarInfo},
-    store::narinfo::Offer,
+    store::{caches::last_those_that_rest, narinfo::Offer},
     substituter::{Deadline, FetchError, NarBody, Substituter},
 };
 
@@ -154,13 +154,11 @@ impl Sources {
         self.list().first().cloned()
     }
 
-    /// All that may be asked now.
+    /// All that may be asked now, those whose cache failed lately behind the others.
     pub(super) fn usable(&self) -> Vec<Arc<Source>> {
-        self.list()
-            .iter()
-            .filter(|s| s.quarantined().is_none())
-            .cloned()
-            .collect()
+        let list = self.list();
+        let usable = list.iter().filter(|s| s.quarantined().is_none());
+        last_those_that_rest(usable.cloned().collect(), |s| &s.substituter)
     }
 
     /// Why nothing may be asked now.
