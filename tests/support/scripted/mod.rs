@@ -10,6 +10,16 @@
 //! assert_eq!(server.count("/y.narinfo"), 3);
 //! ```
 //!
+//! Faults that go by the number of the request or by the time, whatever is asked for:
+//!
+//! ```ignore
+//! server.fault(When::Request(3), Reply::reset_after(1000));   // the third from now, once
+//! server.fault(When::Seconds(0.5..2.0), Reply::status(503));  // all that come in this time from now
+//! assert_eq!(server.faults(), 1);                             // how many requests met one
+//! ```
+//!
+//! By the byte: `cut_after`, `reset_after`, `pausing_at`, `corrupt_at`.
+//!
 //! Behaviours can be changed at any time; a request gets the one that is set when it comes. The
 //! last reply of a script stays. Nothing depends on the clock unless a reply is told to
 //! (`delay`, `trickle`); to stop at a point until the test says so, use a [`Gate`].
@@ -22,12 +32,14 @@ use std::{
     collections::{HashMap, VecDeque},
     io::{self, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use rustls::{
@@ -36,7 +48,7 @@ use rustls::{
 };
 
 pub use self::reply::{Gate, Reply, Request};
-use self::wire::{read_request, send};
+use self::wire::{Then, read_request, send};
 
 type Responder = dyn Fn(&Request) -> Reply + Send + Sync;
 
@@ -45,11 +57,31 @@ enum Route {
     Function(Arc<Responder>),
 }
 
+/// Which requests meet a fault.
+#[derive(Debug, Clone, PartialEq)]
+pub enum When {
+    /// The one with this number from now, 1 for the next, whatever it is for. Once.
+    Request(usize),
+    /// Each that comes in this time, in seconds from now.
+    Seconds(Range<f64>),
+}
+
+/// The same, counted from the server's start.
+enum Due {
+    Request(usize),
+    Between(Range<Instant>),
+}
+
 #[derive(Default)]
 struct State {
     directory: Option<PathBuf>,
     routes: HashMap<String, Route>,
     everything: Option<Reply>,
+    faults: Vec<(Due, Reply)>,
+    /// Requests that met one.
+    met: usize,
+    /// Requests that came, also those that were forgotten.
+    came: usize,
     requests: Vec<Request>,
     streams: HashMap<usize, TcpStream>,
 }
@@ -161,6 +193,29 @@ impl Server {
         self.shared.state().everything = reply;
     }
 
+    /// Whatever is asked for then gets this instead.
+    pub fn fault(&self, when: When, reply: Reply) {
+        let mut state = self.shared.state();
+        let due = match when {
+            When::Request(number) => Due::Request(state.came + number),
+            When::Seconds(seconds) => {
+                let at = |seconds| Instant::now() + Duration::from_secs_f64(seconds);
+                Due::Between(at(seconds.start)..at(seconds.end))
+            }
+        };
+        state.faults.push((due, reply));
+    }
+
+    /// How many requests met a fault so far.
+    pub fn faults(&self) -> usize {
+        self.shared.state().met
+    }
+
+    /// No more faults.
+    pub fn heal(&self) {
+        self.shared.state().faults.clear();
+    }
+
     /// Ends all connections, and each new one at once, until [`Server::come_back`].
     pub fn vanish(&self) {
         self.shared.vanished.store(true, SeqCst);
@@ -248,24 +303,36 @@ fn accept(listener: &TcpListener, tls: Option<&Arc<ServerConfig>>, shared: &Arc<
         thread::spawn(move || {
             let _ = stream.set_nodelay(true);
             // However the client leaves is its own business.
-            let _ = match tls.map(ServerConnection::new) {
+            let then = match tls.map(ServerConnection::new) {
                 Some(Ok(mut tls)) => converse(rustls::Stream::new(&mut tls, &mut &stream), &shared),
                 Some(Err(error)) => Err(io::Error::other(error)),
                 None => converse(&stream, &shared),
             };
-            let _ = stream.shutdown(Shutdown::Both);
+            match then {
+                // Closed with bytes that nobody may wait for: the kernel sends RST.
+                Ok(Then::Breaks) => {
+                    let at_once = Some(Duration::ZERO);
+                    let _ = rustix::net::sockopt::set_socket_linger(&stream, at_once);
+                }
+                _ => drop(stream.shutdown(Shutdown::Both)),
+            }
             shared.state().streams.remove(&id);
         });
     }
 }
 
 /// One connection, plain or inside TLS.
-fn converse(stream: impl Read + Write, shared: &Shared) -> io::Result<()> {
+fn converse(stream: impl Read + Write, shared: &Shared) -> io::Result<Then> {
     let mut stream = BufReader::new(stream);
     while let Some(request) = read_request(&mut stream)? {
-        shared.state().requests.push(request.clone());
-        let (reply, directory) = choose(&request, shared);
-        let goes_on = send(
+        let number = {
+            let mut state = shared.state();
+            state.requests.push(request.clone());
+            state.came += 1;
+            state.came
+        };
+        let (reply, directory) = choose(&request, number, shared);
+        let then = send(
             stream.get_mut(),
             &request,
             reply,
@@ -273,18 +340,27 @@ fn converse(stream: impl Read + Write, shared: &Shared) -> io::Result<()> {
             &shared.stopped,
         )?;
         stream.get_mut().flush()?;
-        if !goes_on {
-            break;
+        if then != Then::GoesOn {
+            return Ok(then);
         }
     }
-    Ok(())
+    Ok(Then::Ends)
 }
 
-fn choose(request: &Request, shared: &Shared) -> (Reply, Option<PathBuf>) {
+fn choose(request: &Request, number: usize, shared: &Shared) -> (Reply, Option<PathBuf>) {
     let mut state = shared.state();
     let directory = state.directory.clone();
     if let Some(reply) = &state.everything {
         return (reply.clone(), directory);
+    }
+    let now = Instant::now();
+    let fault = state.faults.iter().position(|(due, _)| match due {
+        Due::Request(due) => *due == number,
+        Due::Between(time) => time.contains(&now),
+    });
+    if let Some(at) = fault {
+        state.met += 1;
+        return (state.faults[at].1.clone(), directory);
     }
     let reply = match state.routes.get_mut(&request.path) {
         Some(Route::Script(replies)) if replies.len() > 1 => replies.pop_front().unwrap(),

@@ -114,6 +114,7 @@ pub struct Reply {
     pub(super) trickle: Option<(usize, Duration)>,
     pub(super) cut: Option<u64>,
     pub(super) reset: bool,
+    pub(super) corrupt: Option<u64>,
     pub(super) before: Option<Gate>,
     pub(super) pause: Option<(u64, Gate)>,
 }
@@ -133,6 +134,7 @@ impl Reply {
             trickle: None,
             cut: None,
             reset: false,
+            corrupt: None,
             before: None,
             pause: None,
         }
@@ -175,7 +177,7 @@ impl Reply {
         Self::status(200).behind(&Gate::new())
     }
 
-    /// The connection ends without an answer.
+    /// The connection is torn without an answer.
     pub fn reset() -> Self {
         Self {
             reset: true,
@@ -246,6 +248,19 @@ impl Reply {
     /// The connection ends after so many bytes of the body.
     pub fn cut_after(mut self, bytes: u64) -> Self {
         self.cut = Some(bytes);
+        self
+    }
+
+    /// The connection is torn (RST, not an orderly end) after so many bytes of the body.
+    pub fn reset_after(mut self, bytes: u64) -> Self {
+        self.cut = Some(bytes);
+        self.reset = true;
+        self
+    }
+
+    /// The byte at this place of the file has its bits flipped, as on its way or on a bad disk.
+    pub fn corrupt_at(mut self, byte: u64) -> Self {
+        self.corrupt = Some(byte);
         self
     }
 

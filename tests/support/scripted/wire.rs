@@ -37,22 +37,34 @@ pub(super) fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Reque
     }))
 }
 
-/// Sends a reply; whether the connection can go on.
+/// What becomes of the connection behind a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    GoesOn,
+    Ends,
+    /// RST, and what was not sent yet is lost.
+    Breaks,
+}
+
+/// Sends a reply.
 pub(super) fn send(
     stream: &mut impl Write,
     request: &Request,
     mut reply: Reply,
     directory: Option<PathBuf>,
     stopped: &AtomicBool,
-) -> io::Result<bool> {
+) -> io::Result<Then> {
     thread::sleep(reply.delay);
     if let Some(gate) = &reply.before {
         gate.pass(stopped);
     }
-    if reply.reset || stopped.load(SeqCst) {
-        return Ok(false);
+    if reply.reset && reply.cut.is_none() {
+        return Ok(Then::Breaks);
     }
-    let bytes = match &reply.body {
+    if stopped.load(SeqCst) {
+        return Ok(Then::Ends);
+    }
+    let mut bytes = match &reply.body {
         Body::Bytes(bytes) => bytes.clone(),
         Body::Directory => match read(directory, &request.path) {
             Some(bytes) => Arc::new(bytes),
@@ -66,6 +78,13 @@ pub(super) fn send(
             }
         },
     };
+    if let Some(at) = reply.corrupt
+        && (at as usize) < bytes.len()
+    {
+        // Under the right file's ETag: nobody meant it.
+        reply.etag.get_or_insert(Some(content_etag(&bytes)));
+        Arc::make_mut(&mut bytes)[at as usize] ^= 0xFF;
+    }
     let mut head = Vec::new();
     let etag = match &reply.etag {
         Some(etag) => etag.clone(),
@@ -96,17 +115,17 @@ pub(super) fn send(
         None => (reply.status, &bytes[..]),
     };
     head.append(&mut reply.headers);
-    let mut goes_on = true;
+    let mut then = Then::GoesOn;
     match reply.length {
         Length::Right => head.push(("Content-Length".into(), part.len().to_string())),
         Length::Chunked => head.push(("Transfer-Encoding".into(), "chunked".into())),
         Length::Claimed(length) => {
             head.push(("Content-Length".into(), length.to_string()));
-            goes_on = false;
+            then = Then::Ends;
         }
         Length::Unsaid => {
             head.push(("Connection".into(), "close".into()));
-            goes_on = false;
+            then = Then::Ends;
         }
     }
     let head: String = head
@@ -148,13 +167,17 @@ pub(super) fn send(
         }
         sent = end;
     }
+    if reply.reset {
+        stream.flush()?;
+        return Ok(Then::Breaks);
+    }
     if sent < part.len() {
-        return Ok(false);
+        return Ok(Then::Ends);
     }
     if chunked {
         stream.write_all(b"0\r\n\r\n")?;
     }
-    Ok(goes_on)
+    Ok(then)
 }
 
 fn read(directory: Option<PathBuf>, path: &str) -> Option<Vec<u8>> {
