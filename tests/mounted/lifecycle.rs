@@ -208,7 +208,7 @@ fn a_mount_whose_daemon_was_killed_is_named_and_can_be_removed() {
 
 /// `command` in a mount namespace of its own, after `script` changed it; the script's parameters
 /// are `args`.
-fn in_namespace(script: &str, args: &[&Path], command: &Command) -> Command {
+pub fn in_namespace(script: &str, args: &[&Path], command: &Command) -> Command {
     let script = format!(
         "mount --make-rprivate /; {script}; shift {}; exec \"$@\"",
         args.len()

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! attributes.rs  what programs see apart from bytes; read-only
+//! faults.rs      everything around a mount fails, and somebody looks at it all the while
 //! gate.rs        requests and upcalls of fixed workloads, counted
 //! lifecycle.rs   how mounts begin and end
 //! odd.rs         paths that no package has, made for the test
@@ -17,6 +18,8 @@ mod corpus;
 mod generated;
 #[path = "../support/mounted.rs"]
 mod mounted;
+#[path = "../support/prober.rs"]
+mod prober;
 #[allow(dead_code, reason = "each test uses a part of it")]
 #[path = "../support/scripted/mod.rs"]
 mod scripted;
@@ -28,6 +31,7 @@ mod synthetic;
 mod truth;
 
 mod attributes;
+mod faults;
 mod gate;
 mod lifecycle;
 mod odd;

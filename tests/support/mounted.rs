@@ -166,6 +166,11 @@ impl Mounted {
             String::from_utf8_lossy(&output.stderr),
             self.log()
         );
+        self.started();
+    }
+
+    /// Somebody else ran [`Mounted::mount_command`].
+    pub fn started(&self) {
         self.pid.store(self.info().pid, SeqCst);
     }
 
