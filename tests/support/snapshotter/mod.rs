@@ -153,6 +153,11 @@ impl Snapshotter {
         child.wait().expect("ours");
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
     /// Stops it well and starts it again.
     pub fn restart(&mut self) {
         self.stop();
