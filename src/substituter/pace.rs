@@ -225,11 +225,15 @@ mod tests {
     }
 
     fn fail(pace: &Pace) {
+        fail_with(pace, &gone());
+    }
+
+    fn fail_with(pace: &Pace, failure: &FetchFailure) {
         let turn = pace.turn(&policy(), Instant::now() + LONG).now_or_never();
         let Some(Turn::Mine(number)) = turn else {
             panic!("{turn:?}")
         };
-        pace.note(number, Some(&gone()), &policy());
+        pace.note(number, Some(failure), &policy());
     }
 
     #[tokio::test]
@@ -282,7 +286,7 @@ mod tests {
             status: 503,
             retry_after: Some(Duration::from_secs(30)),
         };
-        pace.note(1, Some(&busy), &policy());
+        fail_with(&pace, &busy);
         let soon = Instant::now() + Duration::from_secs(5);
         let turn = pace.turn(&policy(), soon).now_or_never();
         assert!(matches!(turn, Some(Turn::Failed(_))), "{turn:?}");
