@@ -215,7 +215,7 @@ impl Core {
     ) -> Result<Tree, StoreError> {
         let listing = match early {
             Some(Ok(listing)) => listing,
-            Some(Err(_)) | None => self.listing_text(&offer.substituter, path, lane).await?,
+            Some(Err(_)) | None => self.listing_from_any(offer, path, lane).await?,
         };
         if let Some(json) = listing {
             match compile(json, &offer.narinfo).await {
@@ -227,6 +227,30 @@ impl Core {
             }
         }
         self.index_nar(path, offer, lane).await
+    }
+
+    /// The listing from the cache that gave the narinfo, or from another one if that one fails: it
+    /// is compared with the NAR, whoever it comes from.
+    async fn listing_from_any(
+        &self,
+        offer: &Offer,
+        path: &StorePath,
+        lane: &Urgency,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let failed = match self.listing_text(&offer.substituter, path, lane).await {
+            Ok(listing) => return Ok(listing),
+            Err(failed) => failed,
+        };
+        for other in self.caches.usable() {
+            if other.name() == offer.substituter.name() {
+                continue;
+            }
+            if let Ok(Some(listing)) = self.listing_text(&other, path, lane).await {
+                tracing::info!(%path, substituter = other.name(), error = %failed, "the listing comes from another cache");
+                return Ok(Some(listing));
+            }
+        }
+        Err(failed)
     }
 
     /// Streams the whole NAR to learn what is in it.

@@ -37,7 +37,7 @@ fn faults() -> Vec<(&'static str, Reply, bool)> {
         ("503, come back at once", busy(503), false),
         ("429, come back at once", busy(429), false),
         ("a log-in page", Reply::html(), false),
-        ("in a circle", Reply::redirect("/nix-cache-info?"), false),
+        ("leads elsewhere", Reply::redirect("/nix-cache-info?"), true),
         ("ends before the body", as_it_is().cut_after(0), false),
         ("ends in the body", as_it_is().cut_after(100), false),
         ("torn in the body", as_it_is().reset_after(150_000), false),
@@ -68,6 +68,10 @@ fn setup(key: &narfs::nix::SigningKey, verify: Verify) -> Setup {
     setup.http.connect_timeout = Duration::from_millis(150);
     setup
 }
+
+/// Requests that meet a fault, each in a run of its own; those behind them are like them: parts of
+/// the same NAR.
+const MOST: usize = 6;
 
 /// What is done each time, in order; how many of its steps ended with an error.
 async fn workload(world: &World, p: &Package) -> usize {
@@ -109,7 +113,7 @@ async fn with_one_cache_it_is_an_error_and_over_when_it_is_over() {
         let requests = undisturbed(&key, &server, &p).await;
         for (what, reply, wrong) in faults() {
             // One that sent wrong bytes is not asked again for ten minutes: see the next test.
-            for number in 1..=if wrong { 0 } else { requests } {
+            for number in 1..=if wrong { 0 } else { requests.min(MOST) } {
                 println!("{packing:?}, {what}, request {number} of {requests}");
                 let world = setup(&key, Verify::Stream).store(&[&server]);
                 server.fault(When::Request(number), reply.clone());
@@ -123,7 +127,7 @@ async fn with_one_cache_it_is_an_error_and_over_when_it_is_over() {
             }
         }
         println!("{} faults were met", server.faults());
-        assert!(server.faults() >= 14 * 3, "the test tests nothing");
+        assert!(server.faults() >= 13 * 3, "the test tests nothing");
     }
     println!("{seen} errors were seen");
 }
@@ -139,7 +143,7 @@ async fn with_two_caches_nobody_notices() {
         let (first, second) = (serve(bad.path()), serve(good.path()));
         let requests = undisturbed(&key, &first, &p).await;
         for (what, reply, _) in faults() {
-            for number in 1..=requests + 1 {
+            for number in 1..=requests.min(MOST) {
                 println!("{packing:?}, {what}, request {number} of {requests}");
                 let world = setup(&key, Verify::BeforeRead).store(&[&first, &second]);
                 first.fault(When::Request(number), reply.clone());
@@ -155,7 +159,7 @@ async fn with_two_caches_nobody_notices() {
             }
         }
         println!("{} faults were met", first.faults());
-        assert!(first.faults() >= 17 * 2, "the test tests nothing");
+        assert!(first.faults() >= 17 * 3, "the test tests nothing");
     }
 }
 
