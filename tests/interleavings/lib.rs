@@ -6,6 +6,9 @@
 //! map of what is valid, eviction against readers, what is made durable). What only waits for the
 //! network is not: the rest of the store has no locks that are held for more than assignments.
 
+// The modules' own tests run where they belong, and not with these threads.
+#![cfg(not(test))]
+
 extern crate interleaved_std as std;
 extern crate interleaved_tokio as tokio;
 
