@@ -50,12 +50,15 @@ fn unread(mounted: &Mounted, trees: &truth::Trees) -> Vec<PathBuf> {
     all.into_iter().step_by(step.max(1)).collect()
 }
 
+/// What makes a cache fail.
+type Begin = fn(&Server);
+
 #[test]
 fn the_mount_answers_through_every_fault() {
     let root = corpus::store_path("redis-server");
     let trees = truth::trees(&root);
     let first = name_of(&root);
-    let faults: [(&str, fn(&Server)); 8] = [
+    let faults: [(&str, Begin); 8] = [
         ("no answers", |s| s.everything(Some(Reply::hang()))),
         ("torn connections", |s| s.everything(Some(Reply::reset()))),
         ("503", |s| {

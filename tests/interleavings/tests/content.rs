@@ -129,7 +129,7 @@ fn readers_among_writers_and_eviction_get_right_bytes() {
 
 #[test]
 fn what_is_held_is_not_evicted() {
-    in_many_orders(150, || {
+    in_many_orders(600, || {
         let directory = directory();
         let store = Arc::new(open(&directory));
         let nar = store.nar(&hash(), SIZE).unwrap();
