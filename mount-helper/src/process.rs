@@ -43,10 +43,25 @@ pub(crate) fn fork() -> io::Result<Option<Pid>> {
     }
 }
 
+/// Undoes for a child what [`Signals`] does.
+fn unblock() -> io::Result<()> {
+    let mut none = std::mem::MaybeUninit::uninit();
+    // SAFETY: `sigemptyset` initialises the set that `sigprocmask` uses.
+    let done = unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The daemon gets a session of its own, so that no terminal takes it along; it and what it starts
 /// never gain privileges. With `dies_with_us` it is told to end when this process is killed.
 pub(crate) fn confine(command: &mut Command, dies_with_us: bool) {
     let prepare = move || {
+        unblock()?;
         setsid()?;
         set_no_new_privs(true)?;
         if dies_with_us {
@@ -59,8 +74,8 @@ pub(crate) fn confine(command: &mut Command, dies_with_us: bool) {
     unsafe { command.pre_exec(prepare) };
 }
 
-/// The signals that end this process, as a descriptor to be read. `Command` undoes for children
-/// that they are blocked.
+/// The signals that end this process, as a descriptor to be read. They are blocked meanwhile, for
+/// its children too, where nobody undoes it.
 pub(crate) struct Signals(OwnedFd);
 
 impl Signals {

@@ -271,18 +271,18 @@ impl Helper {
         }
         let (pid, after) = (daemon.pid, daemon.started.elapsed());
         self.probe_at = Instant::now() + self.probe_every();
-        let shown = self.start.mountpoint.display();
+        if !std::mem::replace(&mut self.served, true) {
+            self.open_control();
+            self.announce();
+        }
         say(format_args!(
-            "{shown} is served by process {pid}, after {} ms",
+            "{} is served by process {pid}, after {} ms",
+            self.start.mountpoint.display(),
             after.as_millis()
         ));
         self.manager.tell(&format!(
             "READY=1\nSTATUS=served by process {pid}\nWATCHDOG=1"
         ));
-        if !std::mem::replace(&mut self.served, true) {
-            self.open_control();
-            self.announce();
-        }
     }
 
     /// Whoever waits for the mount may go; nothing of his is held any longer.
@@ -446,10 +446,6 @@ impl Helper {
         command.args(without_ours(&called.arguments));
         let error = command.exec();
         say(format_args!("{} can't be run: {error}", file.display()));
-        // The attempt has undone that they come as a descriptor.
-        if let Ok(signals) = Signals::new() {
-            self.signals = signals;
-        }
         for descriptor in [&self.kept.device, &self.kept.greeting] {
             // They were open without it a moment ago.
             let _ = rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC);

@@ -3,9 +3,9 @@
 use rustix::process::Signal;
 
 use crate::{
-    mounted::wait_until,
+    mounted::{run, shell, wait_until},
     support::{
-        cache::Packing,
+        cache::{Cache, Package, Packing, directory, file},
         scripted::{Gate, Reply},
     },
     world::{World, said, signal, user},
@@ -95,4 +95,58 @@ fn a_helper_that_is_killed_leaves_a_daemon_that_serves() {
     assert!(output.status.success(), "{told}");
     assert!(told.contains("without a server was left"), "{told}");
     assert_eq!(said(user("wc -c <\"$1\"", &[&path])), "900000\n");
+}
+
+/// Paths known to the daemon; by hand, more: `NARFS_PATHS=10000` shows how long a start takes.
+const PATHS: usize = 300;
+
+#[test]
+fn what_was_known_is_known_to_the_next_daemon() {
+    let count = std::env::var("NARFS_PATHS").map_or(PATHS, |n| n.parse().expect("a number"));
+    let world = World::new();
+    let cache = Cache::new(&world.signs);
+    let many: Vec<_> = (0..count)
+        .map(|n| {
+            Package::new(
+                &format!("many{n}"),
+                &directory([("n", file(n.to_string()))]),
+            )
+        })
+        .collect();
+    let all: Vec<_> = many.iter().collect();
+    let root = Package::new("root", &directory([("n", file("root"))])).with_references(&all);
+    cache.add_all(&many, Packing::None);
+    cache.add(&root, Packing::None);
+    let from = cache.path().join(".");
+    let to = world.directory.path().join("cache");
+    run(shell("cp -a \"$1\" \"$2\"", &[&from, &to]));
+    let mut command = world.command("");
+    command
+        .arg("--")
+        .arg(format!("--root={}", root.path.absolute()));
+    run(command);
+    crate::abort_when_it_hangs(&world.path());
+    let list = || {
+        let listed = said(user("ls \"$1\" | wc -l", &[&world.path()]));
+        listed.trim().parse::<usize>().unwrap()
+    };
+    wait_until("the closure is known", || list() > count);
+    for _ in 0..3 {
+        let requests = world.server.requests().len();
+        let daemon = world.daemon();
+        signal(daemon, Signal::KILL);
+        let begun = std::time::Instant::now();
+        assert_eq!(list(), count + 1);
+        println!(
+            "{count} paths: listed {} ms after the kill",
+            begun.elapsed().as_millis()
+        );
+        let asked = world.server.requests().len() - requests;
+        assert!(asked < count / 10, "{asked} requests");
+    }
+    let starts = world.log();
+    let starts = starts
+        .lines()
+        .filter(|line| line.contains(" is served by "));
+    starts.for_each(|line| println!("{line}"));
 }

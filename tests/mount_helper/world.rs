@@ -9,7 +9,7 @@ use std::{
     sync::OnceLock,
 };
 
-use narfs::fuse::unmount;
+use narfs::{fuse::unmount, nix::SigningKey};
 use narfs_mount::Status;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -49,6 +49,7 @@ pub fn helper() -> &'static Path {
 pub struct World {
     pub directory: tempfile::TempDir,
     pub server: Server,
+    pub signs: SigningKey,
     pub key: String,
     pub packages: Vec<Package>,
 }
@@ -89,6 +90,7 @@ impl World {
             directory,
             server,
             key: key.public().to_string(),
+            signs: key,
             packages,
         }
     }
