@@ -74,7 +74,7 @@ impl Called {
 /// Does what the arguments say.
 pub fn run(called: &Called) -> ExitCode {
     match act(called) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(failure) => {
             if !failure.text.is_empty() {
                 eprintln!("{}", failure.text);
@@ -88,20 +88,20 @@ pub fn run(called: &Called) -> ExitCode {
     }
 }
 
-fn act(called: &Called) -> Result<(), Failure> {
+fn act(called: &Called) -> Result<ExitCode, Failure> {
     let options = match Options::parse(called.arguments.iter().cloned(), called.by_mount())? {
         Wanted::Help => {
             print!("{HELP}");
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
         Wanted::Version => {
             println!("narfs-mount {}", env!("CARGO_PKG_VERSION"));
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
         Wanted::Probe(mountpoint) => {
             let answer = rustix::fs::statfs(&mountpoint);
             return answer
-                .map(drop)
+                .map(|_| ExitCode::SUCCESS)
                 .map_err(|e| Failure::system(mountpoint.display(), e));
         }
         Wanted::Mount(options) => options,
@@ -120,18 +120,19 @@ fn act(called: &Called) -> Result<(), Failure> {
     let waits = match options.foreground || options.fake || resumed.is_some() {
         true => None,
         false => match into_background()? {
-            Side::Parent(status) => return status,
+            Side::Parent(status) => return Ok(status),
             Side::Child(told) => Some(told),
         },
     };
     // No directory that somebody may want to unmount is held; all paths are absolute.
     env::set_current_dir("/").map_err(|e| Failure::system("/", e))?;
-    serve(called, &options, resumed, waits)
+    serve(called, &options, resumed, waits)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 enum Side {
-    /// Ends with what the child said.
-    Parent(Result<(), Failure>),
+    /// Ends as the child did, or well if that goes on.
+    Parent(ExitCode),
     /// Goes on, and says there when the mount answers.
     Child(OwnedFd),
 }
@@ -146,12 +147,9 @@ fn into_background() -> Result<Side, Failure> {
     drop(told);
     let mut answers = [0];
     let status = match File::from(ready).read(&mut answers) {
-        Ok(1) => Ok(()),
+        Ok(1) => ExitCode::SUCCESS,
         // It said why, and ends.
-        _ => Err(Failure {
-            exit: status_of(child),
-            text: String::new(),
-        }),
+        _ => ExitCode::from(status_of(child)),
     };
     Ok(Side::Parent(status))
 }

@@ -8,9 +8,13 @@ use narfs_mount::Called;
 const LONG: &str = "\
 What `narfs-mount` is as a program of its own; see narfs-mount --help. `narfs mount` starts it.";
 
+const AFTER: &str = "\
+Exit status:
+  as of narfs mount";
+
 /// Arguments of `narfs mount-helper`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
-#[command(about = "Mount, and watch who serves (started by narfs mount)", long_about = LONG, disable_help_flag = true)]
+#[command(about = "Mount, and watch who serves (started by narfs mount)", long_about = LONG, after_long_help = AFTER, disable_help_flag = true)]
 pub struct MountHelperArgs {
     /// As of narfs-mount
     #[arg(
