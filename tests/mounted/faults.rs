@@ -144,7 +144,7 @@ fn without_the_names_of_hosts_what_is_here_stays_and_the_rest_comes_when_they_ar
         &[&hosts, &resolv],
         &mounted.mount_command(),
     ));
-    mounted.started();
+    mounted.find();
     let at = |path: &Path| {
         let inside = mounted.at(path);
         let inside = inside.strip_prefix("/").expect("absolute");

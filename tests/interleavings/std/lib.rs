@@ -69,3 +69,58 @@ pub mod thread {
         }
     }
 }
+
+/// Files, between whose reads and writes another thread may go on.
+pub mod os {
+    pub use ::std::os::*;
+
+    /// See above.
+    pub mod unix {
+        pub use ::std::os::unix::*;
+
+        /// See above.
+        pub mod fs {
+            pub use ::std::os::unix::fs::*;
+
+            use ::std::{fs::File, io, os::unix::fs::FileExt as Real};
+
+            /// What narfs uses of the trait of this name.
+            pub trait FileExt {
+                /// See the standard library.
+                ///
+                /// # Errors
+                /// Those of the file.
+                fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+                /// See the standard library.
+                ///
+                /// # Errors
+                /// Those of the file.
+                fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+                /// See the standard library.
+                ///
+                /// # Errors
+                /// Those of the file.
+                fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+            }
+
+            impl FileExt for File {
+                fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+                    shuttle::thread::yield_now();
+                    Real::read_exact_at(self, buffer, offset)
+                }
+
+                fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+                    shuttle::thread::yield_now();
+                    Real::read_at(self, buffer, offset)
+                }
+
+                fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+                    shuttle::thread::yield_now();
+                    Real::write_all_at(self, bytes, offset)
+                }
+            }
+        }
+    }
+}

@@ -90,7 +90,7 @@ fn right_after_a_restart(directory: &TempDir) {
 
 #[test]
 fn readers_among_writers_and_eviction_get_right_bytes() {
-    in_many_orders(150, || {
+    in_many_orders(600, || {
         let directory = directory();
         let store = Arc::new(open(&directory));
         let nar = store.nar(&hash(), SIZE).unwrap();
