@@ -8,6 +8,7 @@
 //! filesystem.rs   the callbacks           convert.rs     attributes, time-outs, errno
 //! mount.rs        a mount and its tuning  mountpoint.rs  what is mounted where
 //! takeover.rs     a mount that outlives its server
+//! upcalls.rs      what the kernel asked, counted, and who waits
 //! ```
 
 mod convert;
@@ -15,7 +16,11 @@ mod filesystem;
 mod mount;
 mod mountpoint;
 mod takeover;
+mod upcalls;
 
 pub use mount::{Layout, Mount, MountOptions, mount_kept, raise_read_ahead};
-pub use mountpoint::{MountError, mounted_by_narfs, mounted_device, unmount, unmount_dead};
+pub use mountpoint::{
+    MountError, mounted_by_narfs, mounted_device, mountpoints, unmount, unmount_dead,
+};
 pub use takeover::Kept;
+pub use upcalls::{METRICS, Opcode, Upcalls, Waiting};

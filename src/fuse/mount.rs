@@ -6,6 +6,7 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
@@ -20,6 +21,7 @@ use super::{
     filesystem::StoreFs,
     mountpoint::{MountError, TYPE, check, mounted_device, unmount},
     takeover::{self, Kept},
+    upcalls::Upcalls,
 };
 use crate::{
     store::{Event, Node, NodeId, Path as KnownPath, Store, ViewId},
@@ -39,6 +41,8 @@ pub struct MountOptions {
     pub threads: usize,
     /// What the mount's root is.
     pub layout: Layout,
+    /// Where requests are counted; all mounts of a process share it.
+    pub upcalls: Arc<Upcalls>,
 }
 
 /// What the root of a mount is.
@@ -102,7 +106,7 @@ impl Mount {
         if !Path::new("/dev/fuse").exists() {
             return Err(MountError::NoDevice);
         }
-        let fs = StoreFs::new(store.clone(), options.layout);
+        let fs = StoreFs::new(store, options);
         let failed = |source: io::Error| match source.kind() {
             // Without privilege, fuser runs fusermount3; where that is missing too: not found.
             io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => {
@@ -138,7 +142,7 @@ impl Mount {
             source,
         };
         let acl = acl(options);
-        let fs = StoreFs::new(store.clone(), options.layout);
+        let fs = StoreFs::new(store, options);
         let session = Session::from_fd(fs, device, acl, config(options)).map_err(io)?;
         Self::run(store, session, None, options.layout)
     }
@@ -156,9 +160,10 @@ impl Mount {
             path: "a mount handed over".into(),
             source,
         };
-        let fs = StoreFs::new(store.clone(), options.layout);
+        let fs = StoreFs::new(store, options);
         let (session, first) = takeover::begin(fs, kept, options).map_err(io)?;
         let mount = Self::run(store, session, None, options.layout)?;
+        options.upcalls.takeovers.add(u64::from(!first));
         tracing::info!(first, "serving a mount that outlives this process");
         Ok(mount)
     }
