@@ -216,7 +216,7 @@ fn a_loopback_address_answers_and_only_those_who_mean_it() {
         free.local_addr().expect("an address").port()
     };
     let setup = Setup::new(server.base(), corpus::public_key());
-    let mounted = Mounted::start(setup.set(&format!("--metrics-listen=127.0.0.1:{port}")));
+    let _mounted = Mounted::start(setup.set(&format!("--metrics-listen=127.0.0.1:{port}")));
     wait_until("it listens", || {
         TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
