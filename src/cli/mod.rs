@@ -21,6 +21,7 @@ pub mod keep_mount;
 pub mod log;
 pub mod ls;
 pub mod mount;
+pub mod mount_helper;
 pub mod output;
 mod parse;
 pub mod path_info;
@@ -33,6 +34,7 @@ pub mod status;
 pub mod store_path;
 pub mod top;
 pub mod umount;
+pub mod upgrade;
 
 pub use crate::failure::{Exit, Failure};
 pub use settings::SettingFlags;
@@ -75,6 +77,7 @@ pub enum Command {
     Run(run::RunArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
+    Upgrade(upgrade::UpgradeArgs),
     Snapshotter(snapshotter::SnapshotterArgs),
     Status(status::StatusArgs),
     Top(top::TopArgs),
@@ -90,6 +93,8 @@ pub enum Command {
     Bugreport(bugreport::BugreportArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
+    #[command(hide = true)]
+    MountHelper(mount_helper::MountHelperArgs),
     #[command(hide = true)]
     KeepMount(keep_mount::KeepMountArgs),
     #[command(hide = true)]
