@@ -37,7 +37,7 @@ const COMPILE_ELSEWHERE: usize = 64 * 1024;
 type Outcome = Result<Arc<Path>, Arc<StoreError>>;
 
 /// Admissions under way.
-pub(super) type Admissions = SingleFlight<StorePathHash, Outcome>;
+pub(super) type Admissions = SingleFlight<StorePathHash, Outcome, StorePath>;
 
 /// What came of admitting a closure.
 #[derive(Debug, Default)]
@@ -62,6 +62,13 @@ impl Store {
     /// [`StoreError::Absent`] when no cache has it, else what went wrong.
     pub async fn admit(&self, path: &StorePath) -> Result<Arc<Path>, StoreError> {
         self.0.admit_in_time(path).await
+    }
+
+    /// Admissions under way, with their lanes and for how long, the oldest first.
+    pub fn admissions(&self) -> Vec<(StorePath, Lane, Duration)> {
+        let mut all = self.0.admissions.under_way();
+        all.sort_by_key(|(_, _, age)| std::cmp::Reverse(*age));
+        all
     }
 
     /// Admits paths and everything they refer to.
@@ -130,7 +137,7 @@ impl Core {
         likely: Option<Substituter>,
     ) -> single_flight::Outcome<Outcome> {
         self.admissions
-            .join(&path.hash(), lane, |urgency, underway| {
+            .join(&path.hash(), path, lane, |urgency, underway| {
                 let (core, path) = (self.clone(), path.clone());
                 let task = self.runtime.spawn(async move {
                     let _underway = underway;
@@ -162,7 +169,10 @@ impl Core {
             Err(error) if error.is_absence() => {}
             Err(error) => {
                 self.counters.admission_failures.add(1);
-                tracing::warn!(%path, %error, "not admitted");
+                self.note_refusal(path, error);
+                if !self.is_explained(error) {
+                    tracing::warn!(%path, %error, "not admitted");
+                }
             }
         }
         outcome.map_err(Arc::new)
@@ -175,6 +185,7 @@ impl Core {
         likely: Option<Substituter>,
     ) -> Result<Arc<Path>, StoreError> {
         if let Some(offer) = self.known_offer(path)? {
+            self.counters.narinfo_hits.add(1);
             let tree = self.load_tree(&offer.narinfo.nar_hash)?;
             let tree = match tree {
                 Some(tree) => tree,

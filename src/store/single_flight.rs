@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use futures_util::future::{BoxFuture, FutureExt, Shared};
@@ -23,19 +24,22 @@ pub type Outcome<T> = Shared<BoxFuture<'static, T>>;
 /// The lane of some work, which changes when somebody joins who is in more of a hurry.
 pub type Urgency = watch::Receiver<Lane>;
 
-/// Work under way.
-pub struct SingleFlight<K, T> {
-    flights: Arc<Flights<K, T>>,
+/// Work under way: what it is by (`K`), what it comes to (`T`), and what it is for (`A`), for people
+/// who look.
+pub struct SingleFlight<K, T, A = ()> {
+    flights: Arc<Flights<K, T, A>>,
 }
 
-type Flights<K, T> = Mutex<HashMap<K, Flight<T>>>;
+type Flights<K, T, A> = Mutex<HashMap<K, Flight<T, A>>>;
 
-struct Flight<T> {
+struct Flight<T, A> {
+    about: A,
+    begun: Instant,
     outcome: Outcome<T>,
     urgency: watch::Sender<Lane>,
 }
 
-impl<K, T> Default for SingleFlight<K, T> {
+impl<K, T, A> Default for SingleFlight<K, T, A> {
     fn default() -> Self {
         Self {
             flights: Arc::default(),
@@ -43,18 +47,20 @@ impl<K, T> Default for SingleFlight<K, T> {
     }
 }
 
-impl<K, T> SingleFlight<K, T>
+impl<K, T, A> SingleFlight<K, T, A>
 where
     K: Eq + Hash + Clone + Send + 'static,
     T: Clone + Send + Sync + 'static,
+    A: Clone + Send + 'static,
 {
     /// Joins the work of this key, or has it started: `start` gets its urgency and what it has to
     /// keep until it is over, and gives the task that does it.
     pub fn join(
         &self,
         key: &K,
+        about: &A,
         lane: Lane,
-        start: impl FnOnce(Urgency, Underway<K, T>) -> BoxFuture<'static, T>,
+        start: impl FnOnce(Urgency, Underway<K, T, A>) -> BoxFuture<'static, T>,
     ) -> Outcome<T> {
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.get(key) {
@@ -73,11 +79,19 @@ where
         flights.insert(
             key.clone(),
             Flight {
+                about: about.clone(),
+                begun: Instant::now(),
                 outcome: outcome.clone(),
                 urgency,
             },
         );
         outcome
+    }
+
+    /// What is under way, with its lane and for how long.
+    pub fn under_way(&self) -> Vec<(A, Lane, Duration)> {
+        let one = |f: &Flight<T, A>| (f.about.clone(), *f.urgency.borrow(), f.begun.elapsed());
+        lock(&self.flights).values().map(one).collect()
     }
 
     /// Whether nothing is under way.
@@ -89,12 +103,12 @@ where
 
 /// Says that the work is under way. Dropped, also when the work dies, the next one who asks starts
 /// another.
-pub struct Underway<K: Eq + Hash, T> {
-    flights: Arc<Flights<K, T>>,
+pub struct Underway<K: Eq + Hash, T, A = ()> {
+    flights: Arc<Flights<K, T, A>>,
     key: K,
 }
 
-impl<K: Eq + Hash, T> Drop for Underway<K, T> {
+impl<K: Eq + Hash, T, A> Drop for Underway<K, T, A> {
     fn drop(&mut self) {
         let over = lock(&self.flights).remove(&self.key);
         // Its last waiter may be gone, and what it holds then is dropped: not under the lock.
@@ -102,6 +116,6 @@ impl<K: Eq + Hash, T> Drop for Underway<K, T> {
     }
 }
 
-fn lock<K, T>(flights: &Flights<K, T>) -> MutexGuard<'_, HashMap<K, Flight<T>>> {
+fn lock<K, T, A>(flights: &Flights<K, T, A>) -> MutexGuard<'_, HashMap<K, Flight<T, A>>> {
     flights.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -24,8 +24,10 @@ mod counters;
 mod credentials;
 mod error;
 mod file;
+mod health;
 mod http;
 mod location;
+mod metrics;
 pub mod netrc;
 mod pace;
 mod range;
@@ -49,6 +51,8 @@ pub use self::{
     config::SubstituterConfig,
     counters::Counters,
     error::{FetchError, FetchFailure, SubstituterError},
+    health::{Health, LastFailure},
+    metrics::METRICS,
     retry::{RetryPolicy, jitter},
     secret::Secret,
     transport::{HttpOptions, Transport},
@@ -180,7 +184,7 @@ impl Substituter {
         let getter = Getter {
             transport: transport.clone(),
             substituter: name.clone(),
-            counters: Arc::default(),
+            counters: Arc::new(Counters::new(name.clone())),
         };
         Ok(Self(Arc::new(Inner {
             name,
@@ -211,6 +215,11 @@ impl Substituter {
     /// What it cost so far.
     pub fn counters(&self) -> &Counters {
         &self.0.getter.counters
+    }
+
+    /// Whether it can be reached.
+    pub fn health(&self) -> &Health {
+        &self.0.getter.counters.health
     }
 
     /// `nix-cache-info`; `None` if the cache has none.
@@ -378,12 +387,16 @@ impl Substituter {
         F: Future<Output = Result<T, FetchFailure>>,
     {
         let policy = self.policy();
+        let (health, begun) = (self.health(), health::now());
         let mut last = FetchFailure::Deadline;
         for tried in 1.. {
             last = match self.0.pace.turn(policy, deadline.instant()).await {
                 Turn::Failed(failure) => failure,
                 Turn::Mine(number) => match self.one_try(number, deadline, call()).await {
-                    Ok(value) => return Ok(value),
+                    Ok(value) => {
+                        health.heard();
+                        return Ok(value);
+                    }
                     Err(failure) => failure,
                 },
             };
@@ -396,6 +409,11 @@ impl Substituter {
             }
             tracing::debug!(substituter = %self.0.name, slug = last.slug(), tried, ?wait, "will try again");
             sleep(wait).await;
+        }
+        match last.is_of_the_cache() {
+            true => health.failed(&last, begun),
+            // It answered, if not with what was asked for.
+            false => health.heard(),
         }
         Err(last)
     }
@@ -439,8 +457,11 @@ impl Substituter {
             let deadline = Deadline::after(LOOK_AGAIN_PATIENCE);
             let ask = small.ask();
             let call = this.small_once(&small, &ask);
-            if let Err(failure) = this.one_try(number, deadline, call).await {
-                tracing::debug!(substituter = %this.0.name, %failure, "rests on");
+            match this.one_try(number, deadline, call).await {
+                Err(failure) if failure.is_of_the_cache() => {
+                    tracing::debug!(substituter = %this.0.name, %failure, "rests on");
+                }
+                _ => this.health().heard(),
             }
         });
     }
@@ -451,7 +472,7 @@ impl Substituter {
     }
 
     fn fail(&self, failure: FetchFailure, file: &str) -> FetchError {
-        self.counters().failure();
+        self.counters().failure(&failure);
         failure.at(&self.0.name, self.0.source.address(&self.0.name, file))
     }
 }

@@ -143,7 +143,7 @@ impl Pace {
     /// How the request of this number went.
     pub(super) fn note(&self, number: u64, failure: Option<&FetchFailure>, policy: &RetryPolicy) {
         let mut state = self.state();
-        match failure.filter(|failure| of_the_cache(failure)) {
+        match failure.filter(|failure| failure.is_of_the_cache()) {
             Some(failure) => {
                 state.failures = state.failures.saturating_add(1);
                 if asked_for(failure).is_some() {
@@ -189,20 +189,6 @@ fn asked_for(failure: &FetchFailure) -> Option<Duration> {
             ..
         } => Some((*asked).min(MOST_ASKED_FOR)),
         _ => None,
-    }
-}
-
-/// Whether any other request would most likely fail as well.
-fn of_the_cache(failure: &FetchFailure) -> bool {
-    match failure {
-        FetchFailure::Connect(_)
-        | FetchFailure::Dns(_)
-        | FetchFailure::Lost(_)
-        | FetchFailure::Stalled { .. }
-        | FetchFailure::Deadline
-        | FetchFailure::Credentials(_) => true,
-        FetchFailure::Status { status, .. } => matches!(status, 429 | 500..=599),
-        _ => false,
     }
 }
 

@@ -2,7 +2,7 @@
 //! atomics are shuttle's. `tests/` drives them; each test runs many times, each time in another
 //! order, and says in which one it failed: `shuttle::replay` takes that.
 //!
-//! What is here is what has races to lose: [`lanes`], [`single_flight`], and all of [`content`] (the
+//! What is here is what has races to lose: [`store::lanes`], [`store::single_flight`], and all of [`content`] (the
 //! map of what is valid, eviction against readers, what is made durable). What only waits for the
 //! network is not: the rest of the store has no locks that are held for more than assignments.
 
@@ -16,12 +16,11 @@ extern crate interleaved_tokio as tokio;
 mod checkpoint;
 #[path = "../../src/content/mod.rs"]
 pub mod content;
-#[path = "../../src/store/lanes.rs"]
-pub mod lanes;
+#[path = "../../src/metrics/mod.rs"]
+pub mod metrics;
 #[path = "../../src/nix/mod.rs"]
 pub mod nix;
-#[path = "../../src/store/single_flight.rs"]
-pub mod single_flight;
+pub mod store;
 
 /// Of the codecs only what the content remembers of them.
 mod codec {

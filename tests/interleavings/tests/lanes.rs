@@ -5,10 +5,18 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
-use narfs_interleavings::lanes::{Lane, Lanes};
+use narfs_interleavings::{
+    nix::StorePath,
+    store::lanes::{Lane, Lanes, Transfer},
+};
 use shuttle::{future, thread};
 
 use crate::in_many_orders;
+
+fn enter(lanes: &Lanes, lane: Lane) -> Transfer<'_> {
+    let path = StorePath::parse("00000000000000000000000000000000-x").unwrap();
+    lanes.enter(lane, &path, None)
+}
 
 /// Transfers of all lanes come, flow, change lanes and go; each waits for its turn now and then.
 /// That a lost wake-up is a deadlock, which shuttle reports, is half of the test.
@@ -29,7 +37,7 @@ fn every_transfer_gets_its_turns_whoever_comes_and_goes() {
             .map(|lane| {
                 let (lanes, turns) = (lanes.clone(), turns.clone());
                 future::spawn(async move {
-                    let mut transfer = lanes.enter(lane);
+                    let mut transfer = enter(&lanes, lane);
                     for piece in 0..3 {
                         transfer.turn().await;
                         thread::yield_now();
@@ -57,10 +65,10 @@ fn every_transfer_gets_its_turns_whoever_comes_and_goes() {
         });
         assert_eq!(turns.load(SeqCst), 15);
         // Nothing of them is left: with the lanes empty, background work goes at once.
-        let mut flowing = lanes.enter(Lane::Background);
+        let mut flowing = enter(&lanes, Lane::Background);
         assert!(flowing.may_go());
         flowing.set_flows(true);
-        assert!(lanes.enter(Lane::Background).may_go());
+        assert!(enter(&lanes, Lane::Background).may_go());
     });
 }
 
@@ -69,7 +77,7 @@ fn every_transfer_gets_its_turns_whoever_comes_and_goes() {
 fn nobody_goes_while_a_reader_is_served() {
     in_many_orders(1000, || {
         let lanes = Arc::new(Lanes::default());
-        let mut reader = lanes.enter(Lane::Demand);
+        let mut reader = enter(&lanes, Lane::Demand);
         reader.set_flows(true);
         let served = Arc::new(AtomicUsize::new(0));
         let others: Vec<_> = [Lane::ReadAhead, Lane::Background]
@@ -77,7 +85,7 @@ fn nobody_goes_while_a_reader_is_served() {
             .map(|lane| {
                 let (lanes, served) = (lanes.clone(), served.clone());
                 future::spawn(async move {
-                    let transfer = lanes.enter(lane);
+                    let transfer = enter(&lanes, lane);
                     transfer.turn().await;
                     assert_eq!(served.load(SeqCst), 1, "{lane:?} went before its turn");
                 })
@@ -104,7 +112,7 @@ fn the_background_does_not_crowd() {
             .map(|_| {
                 let (lanes, running) = (lanes.clone(), running.clone());
                 future::spawn(async move {
-                    let transfer = lanes.enter(Lane::Background);
+                    let transfer = enter(&lanes, Lane::Background);
                     transfer.turn().await;
                     let now = running.fetch_add(1, SeqCst) + 1;
                     assert!(now <= 2, "{now} at once");

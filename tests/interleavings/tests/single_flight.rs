@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use futures_util::FutureExt;
-use narfs_interleavings::{
+use narfs_interleavings::store::{
     lanes::Lane,
     single_flight::{SingleFlight, Underway, Urgency},
 };
@@ -40,7 +40,7 @@ impl World {
             });
             task.map(Result::unwrap).boxed()
         };
-        let mut outcome = self.flight.join(&"path", lane, work);
+        let mut outcome = self.flight.join(&"path", &(), lane, work);
         match patience {
             None => Some(outcome.await),
             Some(steps) => {
@@ -108,10 +108,10 @@ fn one_in_a_hurry_makes_it_urgent() {
             });
             task.map(Result::unwrap).boxed()
         };
-        let background = flight.join(&"path", Lane::Background, work);
+        let background = flight.join(&"path", &(), Lane::Background, work);
         let hurried = {
             let flight = flight.clone();
-            thread::spawn(move || drop(flight.join(&"path", Lane::Demand, work)))
+            thread::spawn(move || drop(flight.join(&"path", &(), Lane::Demand, work)))
         };
         future::block_on(background);
         hurried.join().unwrap();
@@ -123,7 +123,7 @@ fn one_in_a_hurry_makes_it_urgent() {
 fn work_that_is_dropped_is_over() {
     in_many_orders(1000, || {
         let flight = Arc::new(SingleFlight::<&str, u8>::default());
-        let dying = flight.join(&"path", Lane::Demand, |_, underway| {
+        let dying = flight.join(&"path", &(), Lane::Demand, |_, underway| {
             let task = future::spawn(async move {
                 let _underway = underway;
                 future::yield_now().await;
@@ -135,7 +135,7 @@ fn work_that_is_dropped_is_over() {
         let other = {
             let flight = flight.clone();
             thread::spawn(move || {
-                let outcome = flight.join(&"path", Lane::Demand, |_, underway| {
+                let outcome = flight.join(&"path", &(), Lane::Demand, |_, underway| {
                     async move {
                         let _underway = underway;
                         1
