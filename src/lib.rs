@@ -7,8 +7,10 @@
 //! codec         how they are packed: xz, zstd, none, …; random access where the format allows it
 //! nix           what they mean: store paths, narinfos, signatures, listings, NARs (pure, no I/O)
 //! tree          names, sizes and offsets of one store path, compiled into a flat index
+//! chunks        the signed chunk index of a NAR (pure, no I/O)
 //! content       where they rest: sparse NAR files, maps of what is valid, the database
 //! store         the lazy store: admission, fetch lanes, trust, progress
+//! publish       closures written into a cache
 //! fuse          the kernel protocol, and nothing but that
 //! config        what a user has set        failure   how narfs ends: statuses, causes, hints
 //! image         container images whose store paths a snapshotter brings
@@ -19,6 +21,7 @@
 //!
 //! Arrows point from a lower line of this list to the ones above it only.
 
+pub mod chunks;
 pub mod cli;
 pub mod codec;
 pub mod config;
@@ -29,6 +32,7 @@ pub mod failure;
 pub mod fuse;
 pub mod image;
 pub mod nix;
+pub mod publish;
 pub mod snapshotter;
 pub mod store;
 pub mod substituter;

@@ -168,7 +168,7 @@ impl BlockTable {
             Details::Zstd { checksums } => {
                 let bytes = unpack(format, Box::new(packed), size)?;
                 match checksums {
-                    Some(sums) if zstd_table::checksum(&bytes) != sums[index] => {
+                    Some(sums) if zstd_table::seek_checksum(&bytes) != sums[index] => {
                         let what = "not the bytes that the seek table's checksum is of".into();
                         Err(CodecError::Damaged {
                             format,

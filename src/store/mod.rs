@@ -85,6 +85,7 @@ pub use views::{ViewContents, ViewName, ViewNameError};
 
 use admit::Admissions;
 use caches::Caches;
+pub(crate) use fetch::packed_channel;
 use fetch::{Nar, Source};
 use lanes::Lanes;
 use path::PathTable;

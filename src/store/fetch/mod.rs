@@ -46,6 +46,7 @@ use crate::{
     tree::Tree,
 };
 
+pub(crate) use decode::channel as packed_channel;
 pub(crate) use on_disk::look_at;
 pub(crate) use source::{Source, Sources};
 
