@@ -60,7 +60,7 @@ fn the_bytes_of_version_1_stay_as_they_are() {
 }
 
 /// SHA-256 of the index in the test above.
-const GOLDEN: &str = "GOLDEN_PLACEHOLDER";
+const GOLDEN: &str = "c1d3ecc350f34d95a21063ff89627393226d055983d4af88849dacebc7b9f2ca";
 
 #[test]
 fn an_index_of_something_else_is_refused() {

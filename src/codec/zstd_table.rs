@@ -93,7 +93,13 @@ fn parse_entries(
         (packed, nar) = (packed_end, nar_end);
     }
     let checksums = with_checksums.then_some(checksums);
-    Ok(BlockTable::worthwhile(blocks, Details::Zstd { checksums }))
+    Ok(BlockTable::worthwhile(
+        blocks,
+        Details::Zstd {
+            checksums,
+            digests: None,
+        },
+    ))
 }
 
 /// The number at `offset`, which the caller knows to be inside.

@@ -65,11 +65,9 @@ fn nix_copies_and_verifies_what_was_published_from_a_cache() {
     );
     for path in &closure {
         let have = copy.join(path.strip_prefix("/").unwrap());
-        let diff = Command::new("diff")
-            .args(["-r", "--no-dereference"])
-            .arg(path)
-            .arg(have);
-        assert!({ diff }.status().unwrap().success(), "{}", path.display());
+        let mut diff = Command::new("diff");
+        diff.args(["-r", "--no-dereference"]).arg(path).arg(have);
+        assert!(diff.status().unwrap().success(), "{}", path.display());
         // Listings say the same as those that Nix made.
         let path = path.display().to_string();
         assert_eq!(listing(&out, &path), listing(&original, &path));

@@ -16,12 +16,15 @@ mod elf;
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
 };
+
+use futures_util::future::join_all;
 
 use super::{
     Core, Lane, Path, Slot,
-    fetch::{Delivered, Want},
+    fetch::{Delivered, Nar, Want},
 };
 use crate::{
     nix::StorePath,
@@ -35,6 +38,12 @@ const LARGEST_MODULE: u64 = 4 << 20;
 /// What a module names is fetched before it is asked for if it comes in so many bytes: less than
 /// a link of 100 Mbit/s carries in a round trip of 20 ms.
 const SMALL_FILE: u64 = 128 << 10;
+/// Bytes of an image that tell which parts of it are loaded: its headers are within the first page.
+const BEGINNING: u64 = 64 << 10;
+/// How far around a small file its neighbours are fetched at first, in bytes of the NAR.
+const FIRST_REACH: u64 = 512 << 10;
+/// How often that is doubled: up to 8 MiB.
+const MOST_DOUBLED: u32 = 4;
 /// Links followed for one name; as many as the kernel follows.
 const MAX_LINKS: u32 = 40;
 /// Longest first line of a script, in bytes, as the kernel has it (`BINPRM_BUF_SIZE`).
@@ -182,22 +191,67 @@ impl Core {
             return None;
         }
         let nar = self.nar_of(path).ok()?;
+        let all = 0..size;
+        if nar.is_indexed() && size > BEGINNING {
+            let beginning = self.part(&nar, offset, 0..BEGINNING).await?;
+            if let Some(parts) = elf::loaded(&beginning) {
+                // What its loader does not read stays zero, and costs no memory.
+                let mut image = vec![0; usize::try_from(size).ok()?];
+                let inside = |part: Range<u64>| part.start.min(size)..part.end.min(size);
+                let parts: Vec<_> = parts.into_iter().map(inside).collect();
+                let coming = parts
+                    .iter()
+                    .map(|part| self.part(&nar, offset, part.clone()));
+                for (part, bytes) in parts.iter().zip(join_all(coming).await) {
+                    image[part.start as usize..part.end as usize].copy_from_slice(&bytes?);
+                }
+                image[..beginning.len()].copy_from_slice(&beginning);
+                return Some(image);
+            }
+        }
+        self.part(&nar, offset, all).await
+    }
+
+    /// A part of the file that begins at `offset` in the NAR, fetched in the read-ahead lane.
+    async fn part(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        offset: u64,
+        part: Range<u64>,
+    ) -> Option<Vec<u8>> {
+        let range = offset + part.start..offset + part.end;
+        if range.is_empty() {
+            return Some(Vec::new());
+        }
         match self
-            .ensure(&nar, Want::Bytes(offset..offset + size), Lane::ReadAhead)
+            .ensure(nar, Want::Bytes(range.clone()), Lane::ReadAhead)
             .await
         {
-            Ok(Delivered::Bytes(image)) => Some(image),
+            Ok(Delivered::Bytes(bytes)) => Some(bytes),
             Ok(Delivered::OnDisk) => {
-                let mut image = vec![0; usize::try_from(size).ok()?];
-                nar.file.read_at(&mut image, offset).ok()?;
-                Some(image)
+                let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
+                nar.file.read_at(&mut bytes, range.start).ok()?;
+                Some(bytes)
             }
             Err(error) => {
                 // Who really needs it will be told.
-                tracing::debug!(path = %path.store_path, %error, "not read ahead");
+                tracing::debug!(path = %nar.path, %error, "not read ahead");
                 None
             }
         }
+    }
+
+    /// Fetches on behind a small file that had to be waited for: programs that read many of them
+    /// read their neighbours, in whatever order. The more of them were waited for, the further.
+    pub(super) fn read_neighbours(self: &Arc<Self>, nar: &Arc<Nar>, range: &Range<u64>, size: u64) {
+        if size >= SMALL_FILE || !nar.is_proven() {
+            return;
+        }
+        let waits = nar.waits.fetch_add(1, Relaxed).min(MOST_DOUBLED);
+        let reach = FIRST_REACH << waits;
+        let before = range.start.saturating_sub(reach / 2);
+        let around = before..(range.end + reach).min(nar.size);
+        self.fetch_ahead(nar, around);
     }
 
     /// The file or directory that an absolute path leads to in the store, if its store path is
