@@ -20,7 +20,7 @@ use crate::{
     },
     nix::{SigningKey, StorePath},
     publish::{
-        self as work, From, LocalStore, Outcome, PublishError, Report, Settings, Size, State,
+        self as work, LocalStore, Outcome, PublishError, Report, Settings, Size, State, Supplier,
         Target,
     },
 };
@@ -155,8 +155,8 @@ pub fn run(config: &Config, args: &PublishArgs) -> Result<(), Failure> {
     let scratch = scratch_directory()?;
     let report = with_scratch_store(&config, async |store| {
         let from = match local {
-            Some(local) => From::Local(local),
-            None => From::Caches(store.clone()),
+            Some(local) => Supplier::Local(local),
+            None => Supplier::Caches(store.clone()),
         };
         let mut bars = progress::Progress::new(&terminal, args.quiet);
         let mut last = Vec::new();

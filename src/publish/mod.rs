@@ -30,7 +30,7 @@ pub use error::PublishError;
 pub use local::LocalStore;
 pub use pack::{Packed, pack};
 pub use run::{Outcome, PathReport, Progress, Report, Request, State, publish};
-pub use source::From;
+pub use source::Supplier;
 pub use target::{Standing, Target};
 
 /// How to publish.

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    From, PublishError, Settings, Target,
+    PublishError, Settings, Supplier, Target,
     cut::cut,
     pack::pack,
     source::Item,
@@ -108,7 +108,7 @@ struct Shared {
 /// What is to be published, from where to where.
 pub struct Request<'a> {
     /// Where the paths are.
-    pub from: &'a From,
+    pub from: &'a Supplier,
     /// The paths, which bring everything they refer to.
     pub roots: &'a [StorePath],
     /// Paths of the cache that its readers have already: chunks of their closures count as shared.

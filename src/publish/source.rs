@@ -27,7 +27,7 @@ const PIECE: usize = 128 << 10;
 
 /// Where the paths are now.
 #[derive(Clone)]
-pub enum From {
+pub enum Supplier {
     /// In the caches of a store, which is used to ask them.
     Caches(Store),
     /// In a Nix store here.
@@ -56,7 +56,7 @@ impl Where {
     }
 }
 
-impl From {
+impl Supplier {
     /// The paths to publish: `roots` and everything they refer to.
     pub(super) async fn closure(
         &self,

@@ -166,11 +166,12 @@ impl Target {
             return Ok(false);
         }
         let index = file_name(&there.url);
-        let listing = format!("{}.ls", there.store_path.hash());
         let (nar, index, listing) = tokio::join!(
             self.cache.size_of(&there.url, self.deadline()),
             self.cache.chunk_index(&index, self.deadline()),
-            self.cache.size_of(&listing, self.deadline()),
+            // Of what is packed on the way no server tells the size.
+            self.cache
+                .listing(&there.store_path.hash(), self.deadline()),
         );
         let index = index?.and_then(|bytes| ChunkIndex::parse(&bytes, &self.keys).ok());
         let indexed = index.is_some_and(|index| index.check(there).is_ok());

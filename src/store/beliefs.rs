@@ -2,9 +2,9 @@
 //!
 //! A stream is held against the tree as it passes; what came in pieces is not. So as long as a
 //! NAR is not verified, whoever reads a file first compares what stands in front of its contents
-//! in the NAR; and a NAR counts as verified only when all of it agrees with its tree. A tree
-//! that turns out wrong is replaced by one compiled from the NAR. Nothing is read through the
-//! wrong one from the moment that it is in doubt ([`Nar::doubts`]) or was replaced
+//! in the NAR, unless a signed chunk index has confirmed the tree; and a NAR counts as verified
+//! only when all of it agrees with its tree. A tree that turns out wrong is replaced by one
+//! compiled from the NAR. Nothing is read through the wrong one from the moment that it is in doubt ([`Nar::doubts`]) or was replaced
 //! ([`Path::is_replaced`]).
 
 use std::sync::{Arc, Mutex};
@@ -102,7 +102,11 @@ impl Core {
         if path.is_replaced() {
             return Some(Err(StoreError::NoNode));
         }
-        if nar.file.verified() || nar.is_proven() || path.confirmed(entry) {
+        if nar.file.verified() || path.confirmed(entry) {
+            return Some(Ok(()));
+        }
+        if nar.is_proven() {
+            path.confirm(entry);
             return Some(Ok(()));
         }
         let Some((range, expected)) = path.tree.header_before(entry) else {
