@@ -165,7 +165,7 @@ impl Target {
         if !(signed && same && all && announced(there, &self.keys)) {
             return Ok(false);
         }
-        let index = file_name(&there.url);
+        let (index, hash) = (file_name(&there.url), there.store_path.hash());
         let (nar, index, listing) = tokio::join!(
             self.cache.size_of(&there.url, self.deadline()),
             self.cache.chunk_index(&index, self.deadline()),
