@@ -170,8 +170,7 @@ impl Target {
             self.cache.size_of(&there.url, self.deadline()),
             self.cache.chunk_index(&index, self.deadline()),
             // Of what is packed on the way no server tells the size.
-            self.cache
-                .listing(&there.store_path.hash(), self.deadline()),
+            self.cache.listing(&hash, self.deadline()),
         );
         let index = index?.and_then(|bytes| ChunkIndex::parse(&bytes, &self.keys).ok());
         let indexed = index.is_some_and(|index| index.check(there).is_ok());

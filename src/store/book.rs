@@ -82,12 +82,12 @@ impl ChunkBook {
         }
     }
 
-    /// Where a chunk may be, if not in this NAR.
-    pub fn find(&self, digest: &ChunkDigest, not_in: &NarHash) -> Option<ChunkPlace> {
+    /// Where a chunk may be, besides `start` of this NAR: another NAR, or a copy in the same one.
+    pub fn find(&self, digest: &ChunkDigest, of: &NarHash, at: u64) -> Option<ChunkPlace> {
         let pages = self.pages();
         let (number, start) = *pages.places.get(&key(digest))?;
         let (nar, nar_size) = *pages.nars.get(number as usize)?;
-        (nar != *not_in).then_some(ChunkPlace {
+        ((nar, start) != (*of, at)).then_some(ChunkPlace {
             nar,
             nar_size,
             start,
@@ -152,10 +152,13 @@ mod tests {
         book.add(&index(1, 0..3));
         book.add(&index(2, 2..5));
         let digest = |n| index(0, n..n + 1).chunks[0].digest;
-        let at = |n| book.find(&digest(n), &NarHash::from_bytes([9; 32]));
+        let at = |n| book.find(&digest(n), &NarHash::from_bytes([9; 32]), 0);
         assert_eq!(at(2).map(|p| (p.nar.as_bytes()[0], p.start)), Some((1, 20)));
         assert_eq!(at(4).map(|p| (p.nar.as_bytes()[0], p.start)), Some((2, 20)));
-        assert_eq!(book.find(&digest(0), &NarHash::from_bytes([1; 32])), None);
+        assert_eq!(
+            book.find(&digest(0), &NarHash::from_bytes([1; 32]), 0),
+            None
+        );
         book.add(&index(3, 10..10 + MOST as u64 - 2));
         assert_eq!(at(0), None);
         assert!(at(4).is_some() && book.pages().places.len() == MOST);

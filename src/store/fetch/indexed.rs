@@ -148,7 +148,8 @@ impl Core {
         Ok(table(index))
     }
 
-    /// Copies what is here already, as a chunk of another NAR, of the chunks that hold `range`.
+    /// Copies what is here already, in another NAR or elsewhere in this one, of the chunks that hold
+    /// `range`.
     pub(super) async fn copy_known(
         self: &Arc<Self>,
         nar: &Arc<Nar>,
@@ -162,7 +163,11 @@ impl Core {
             .filter(missing)
             .filter_map(|block| {
                 let digest = table.digest(block)?;
-                Some((block.clone(), *digest, self.book.find(digest, &nar.hash)?))
+                Some((
+                    block.clone(),
+                    *digest,
+                    self.book.find(digest, &nar.hash, block.nar.start)?,
+                ))
             })
             .collect();
         if known.is_empty() {
