@@ -104,7 +104,7 @@ fn ends_early(name: &[u8], size: u64) -> bool {
     let mut hasher = twox_hash::xxhash64::State::with_seed(0).build_hasher();
     hasher.write(name);
     hasher.write(&size.to_le_bytes());
-    hasher.finish() % ONE_IN == 0
+    hasher.finish().is_multiple_of(ONE_IN)
 }
 
 #[cfg(test)]

@@ -68,9 +68,9 @@ pub enum PublishError {
         /// The path.
         path: StorePath,
         /// Hash of its NAR there.
-        there: NarHash,
+        there: Box<NarHash>,
         /// Hash of its NAR here.
-        here: NarHash,
+        here: Box<NarHash>,
         /// The file that says so.
         file: String,
     },
@@ -82,7 +82,7 @@ pub enum PublishError {
         /// The path.
         path: StorePath,
         /// What is wrong.
-        error: NarInfoError,
+        error: Box<NarInfoError>,
     },
     /// Not written, because something that it refers to is not.
     #[error("{path} was left out, because {reference} is missing, to which it refers")]

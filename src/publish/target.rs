@@ -131,14 +131,14 @@ impl Target {
             NarInfo::parse(&text, &path.hash()).map_err(|error| PublishError::Unreadable {
                 cache: self.cache.name().to_owned(),
                 path: path.clone(),
-                error,
+                error: error.into(),
             })?;
         if there.store_path != *path || there.nar_hash != wanted.nar_hash {
             return Err(PublishError::Conflict {
                 cache: self.cache.name().to_owned(),
                 path: path.clone(),
-                there: there.nar_hash,
-                here: wanted.nar_hash,
+                there: there.nar_hash.into(),
+                here: wanted.nar_hash.into(),
                 file: format!("{}.narinfo", path.hash()),
             });
         }

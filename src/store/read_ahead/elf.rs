@@ -18,6 +18,10 @@ const CLASS: usize = 4;
 /// Entries of a dynamic section that are looked at; real ones have a few dozen.
 const MAX_DYNAMIC: usize = 4096;
 
+/// Code at the beginning of the executed part that every load runs (`.init`, and what the
+/// compiler's start files put in front of `.text`), in bytes, with what stands between them.
+const INITIAL_CODE: u64 = 16 << 10;
+
 /// The names in an image.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Needs {
@@ -39,7 +43,7 @@ pub(super) fn needs(image: &[u8]) -> Option<Needs> {
 }
 
 /// Which parts of an image its loader reads, by the image's first bytes: what it finds names and
-/// relocations in, and what it writes to. `None` if that cannot be said: then it may be any part.
+/// relocations in, what it writes to, and the code that it runs first. `None` if that cannot be said: then it may be any part.
 ///
 /// Linkers lay out what is read only, what is executed and what is written apart from each other
 /// (`-z separate-code`, the default on Linux since binutils 2.31); the first of these has the
@@ -65,12 +69,13 @@ fn parts<E: FileHeader<Endian = Endianness>>(beginning: &[u8]) -> Option<Vec<Ran
         let wanted = match segment.p_type(endian) {
             // The tables are among the code: no telling where.
             PT_LOAD if start == 0 && flags.contains(PF_X) => return None,
-            PT_LOAD => start == 0 || flags.contains(PF_W),
-            PT_DYNAMIC | PT_INTERP => true,
-            _ => false,
+            PT_LOAD if start == 0 || flags.contains(PF_W) => size,
+            PT_LOAD if flags.contains(PF_X) => size.min(INITIAL_CODE),
+            PT_DYNAMIC | PT_INTERP => size,
+            _ => 0,
         };
-        if wanted && size > 0 {
-            parts.push(start..start.checked_add(size)?);
+        if wanted > 0 {
+            parts.push(start..start.checked_add(wanted)?);
         }
     }
     Some(parts)
