@@ -7,12 +7,10 @@
 //! fetched in the read-ahead lane, and so on for each of them. That is no guess: it is what the
 //! loader is about to open.
 //!
-//! What a program loads later by itself (Python's extension modules, an image tool's coders) it
-//! has in its own store path. Once that is here, what these modules name is fetched too if it is
-//! [small](SMALL_FILE): less on the link than the round trip it saves. Fetching the large ones
-//! too cost a start more time than it saved, measured with python3.11.
+//! What a program loads later by itself is in `modules.rs`.
 
 mod elf;
+mod modules;
 
 use std::{
     collections::HashSet,
@@ -33,10 +31,7 @@ use crate::{
 
 /// Images above this are left to their readers, in bytes: to be parsed, one is held in memory.
 const LARGEST_IMAGE: u64 = 64 << 20;
-/// Modules above this are not looked into, in bytes: modules are small, and there may be many.
-const LARGEST_MODULE: u64 = 4 << 20;
-/// What a module names is fetched before it is asked for if it comes in so many bytes: less than
-/// a link of 100 Mbit/s carries in a round trip of 20 ms.
+/// A file below this has neighbours in its chunk, in bytes.
 const SMALL_FILE: u64 = 128 << 10;
 /// Bytes of an image that tell which parts of it are loaded: its headers are within the first page.
 const BEGINNING: u64 = 64 << 10;
@@ -79,8 +74,7 @@ impl Core {
     /// Fetches what a file names, and then what its modules name if it is a program.
     async fn follow(self: Arc<Self>, first: Target) {
         self.fetch_named(vec![first.clone()], u64::MAX).await;
-        let modules = self.named_by_modules(first).await;
-        self.fetch_named(modules, SMALL_FILE).await;
+        self.follow_modules(first).await;
     }
 
     /// Fetches files and what they name, breadth first as a loader does, in NARs of at most
@@ -91,7 +85,7 @@ impl Core {
         let mut running = tokio::task::JoinSet::new();
         let step = |target: Target| {
             let core = self.clone();
-            async move { core.named_by(target).await }
+            async move { core.named_by(target, Lane::ReadAhead).await }
         };
         for target in targets
             .into_iter()
@@ -108,9 +102,9 @@ impl Core {
         }
     }
 
-    /// Brings a file and says which files it names.
-    async fn named_by(self: &Arc<Self>, (path, entry): Target) -> Vec<Target> {
-        let Some(image) = self.bring(&path, entry).await else {
+    /// Brings a file in `lane` and says which files it names.
+    async fn named_by(self: &Arc<Self>, (path, entry): Target, lane: Lane) -> Vec<Target> {
+        let Some(image) = self.bring(&path, entry, lane).await else {
             return Vec::new();
         };
         let directory = path.tree.path_of(path.tree.parent(entry));
@@ -147,102 +141,55 @@ impl Core {
         found
     }
 
-    /// The files that the modules of a program name.
-    async fn named_by_modules(self: &Arc<Self>, (path, entry): Target) -> Vec<Target> {
-        let mut found = Vec::new();
-        let Some(image) = self.bring(&path, entry).await else {
-            return found;
-        };
-        let is_program = elf::needs(&image).is_some_and(|needs| needs.interpreter.is_some());
-        let Ok(nar) = self.nar_of(&path) else {
-            return found;
-        };
-        // Where parts can be fetched apart, the modules that are used come when they are.
-        if !is_program || !nar.is_streamed() {
-            return found;
+    /// The whole of a file, fetched in `lane`.
+    async fn bring(
+        self: &Arc<Self>,
+        path: &Arc<Path>,
+        entry: EntryIndex,
+        lane: Lane,
+    ) -> Option<Vec<u8>> {
+        if let Some(image) = self.bring_loaded(path, entry, lane).await {
+            return Some(image);
         }
-        if self
-            .ensure(&nar, Want::Verified, Lane::Background)
-            .await
-            .is_err()
-        {
-            return found;
-        }
-        for module in (0..path.tree.len()).map(EntryIndex) {
-            let looked_into = match path.tree.node(module) {
-                Some(Node::Regular { size, .. }) => size <= LARGEST_MODULE,
-                _ => false,
-            };
-            let is_library = path.tree.name(module).windows(3).any(|part| part == b".so");
-            if !looked_into || !is_library {
-                continue;
-            }
-            found.extend(self.named_by((path.clone(), module)).await);
-        }
-        found
+        let (nar, range, delivered) = self.fetch_file(path, entry, lane).await?;
+        bytes_of(&nar, range, delivered)
     }
 
-    /// The whole of a file, fetched in the read-ahead lane.
-    async fn bring(self: &Arc<Self>, path: &Arc<Path>, entry: EntryIndex) -> Option<Vec<u8>> {
+    /// What a loader reads of an image, where that can be fetched alone; the rest of it stays zero.
+    async fn bring_loaded(
+        self: &Arc<Self>,
+        path: &Arc<Path>,
+        entry: EntryIndex,
+        lane: Lane,
+    ) -> Option<Vec<u8>> {
         let Some(Node::Regular { size, offset, .. }) = path.tree.node(entry) else {
             return None;
         };
-        if size == 0 || size > LARGEST_IMAGE {
+        let nar = self.nar_of(path).ok()?;
+        if !nar.is_indexed() || size <= BEGINNING || size > LARGEST_IMAGE {
             return None;
         }
-        let nar = self.nar_of(path).ok()?;
-        let all = 0..size;
-        if nar.is_indexed() && size > BEGINNING {
-            let beginning = self.part(&nar, offset, 0..BEGINNING).await?;
-            if let Some(parts) = elf::loaded(&beginning) {
-                // What its loader does not read stays zero, and costs no memory.
-                let mut image = vec![0; usize::try_from(size).ok()?];
-                let inside = |part: Range<u64>| part.start.min(size)..part.end.min(size);
-                let parts: Vec<_> = parts.into_iter().map(inside).collect();
-                let coming = parts
-                    .iter()
-                    .map(|part| self.part(&nar, offset, part.clone()));
-                for (part, bytes) in parts.iter().zip(join_all(coming).await) {
-                    image[part.start as usize..part.end as usize].copy_from_slice(&bytes?);
-                }
-                image[..beginning.len()].copy_from_slice(&beginning);
-                return Some(image);
-            }
+        let part = async |part: Range<u64>| {
+            let range = offset + part.start..offset + part.end;
+            let delivered = self.ensure(&nar, Want::Bytes(range.clone()), lane).await;
+            bytes_of(&nar, range, delivered.ok()?)
+        };
+        let beginning = part(0..BEGINNING).await?;
+        let inside = |part: Range<u64>| part.start.min(size)..part.end.min(size);
+        let parts: Vec<_> = elf::loaded(&beginning)?.into_iter().map(inside).collect();
+        let coming = parts.iter().filter(|p| !p.is_empty()).cloned();
+        let bytes = join_all(coming.clone().map(&part)).await;
+        // What is not written to costs no memory.
+        let mut image = vec![0; usize::try_from(size).ok()?];
+        for (part, bytes) in coming.zip(bytes) {
+            image[part.start as usize..part.end as usize].copy_from_slice(&bytes?);
         }
-        self.part(&nar, offset, all).await
+        image[..beginning.len()].copy_from_slice(&beginning);
+        Some(image)
     }
 
-    /// A part of the file that begins at `offset` in the NAR, fetched in the read-ahead lane.
-    async fn part(
-        self: &Arc<Self>,
-        nar: &Arc<Nar>,
-        offset: u64,
-        part: Range<u64>,
-    ) -> Option<Vec<u8>> {
-        let range = offset + part.start..offset + part.end;
-        if range.is_empty() {
-            return Some(Vec::new());
-        }
-        match self
-            .ensure(nar, Want::Bytes(range.clone()), Lane::ReadAhead)
-            .await
-        {
-            Ok(Delivered::Bytes(bytes)) => Some(bytes),
-            Ok(Delivered::OnDisk) => {
-                let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
-                nar.file.read_at(&mut bytes, range.start).ok()?;
-                Some(bytes)
-            }
-            Err(error) => {
-                // Who really needs it will be told.
-                tracing::debug!(path = %nar.path, %error, "not read ahead");
-                None
-            }
-        }
-    }
-
-    /// Fetches on behind a small file that had to be waited for: programs that read many of them
-    /// read their neighbours, in whatever order. The more of them were waited for, the further.
+    /// Fetches what is around a small file that had to be waited for: programs that read many of
+    /// them read their neighbours, in whatever order. The more were waited for, the further.
     pub(super) fn read_neighbours(self: &Arc<Self>, nar: &Arc<Nar>, range: &Range<u64>, size: u64) {
         if size >= SMALL_FILE || !nar.is_proven() {
             return;
@@ -252,6 +199,31 @@ impl Core {
         let before = range.start.saturating_sub(reach / 2);
         let around = before..(range.end + reach).min(nar.size);
         self.fetch_ahead(nar, around);
+    }
+
+    /// Has a file fetched in `lane`: its NAR, and where it lies in it.
+    async fn fetch_file(
+        self: &Arc<Self>,
+        path: &Arc<Path>,
+        entry: EntryIndex,
+        lane: Lane,
+    ) -> Option<(Arc<Nar>, Range<u64>, Delivered)> {
+        let Some(Node::Regular { size, offset, .. }) = path.tree.node(entry) else {
+            return None;
+        };
+        if size == 0 || size > LARGEST_IMAGE {
+            return None;
+        }
+        let nar = self.nar_of(path).ok()?;
+        let range = offset..offset + size;
+        match self.ensure(&nar, Want::Bytes(range.clone()), lane).await {
+            Ok(delivered) => Some((nar, range, delivered)),
+            Err(error) => {
+                // Who really needs it will be told.
+                tracing::debug!(path = %path.store_path, %error, "not read ahead");
+                None
+            }
+        }
     }
 
     /// The file or directory that an absolute path leads to in the store, if its store path is
@@ -303,6 +275,18 @@ impl Core {
                     }
                 }
             }
+        }
+    }
+}
+
+/// What was delivered of a NAR.
+fn bytes_of(nar: &Nar, range: Range<u64>, delivered: Delivered) -> Option<Vec<u8>> {
+    match delivered {
+        Delivered::Bytes(bytes) => Some(bytes),
+        Delivered::OnDisk => {
+            let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
+            nar.file.read_at(&mut bytes, range.start).ok()?;
+            Some(bytes)
         }
     }
 }
