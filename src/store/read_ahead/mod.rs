@@ -169,23 +169,36 @@ impl Core {
         if !nar.is_indexed() || size <= BEGINNING || size > LARGEST_IMAGE {
             return None;
         }
-        let part = async |part: Range<u64>| {
-            let range = offset + part.start..offset + part.end;
-            let delivered = self.ensure(&nar, Want::Bytes(range.clone()), lane).await;
-            bytes_of(&nar, range, delivered.ok()?)
-        };
-        let beginning = part(0..BEGINNING).await?;
+        let beginning = self.part(&nar, offset, 0..BEGINNING, lane).await?;
         let inside = |part: Range<u64>| part.start.min(size)..part.end.min(size);
         let parts: Vec<_> = elf::loaded(&beginning)?.into_iter().map(inside).collect();
-        let coming = parts.iter().filter(|p| !p.is_empty()).cloned();
-        let bytes = join_all(coming.clone().map(&part)).await;
+        let coming = parts
+            .iter()
+            .map(|part| self.part(&nar, offset, part.clone(), lane));
+        let bytes = join_all(coming).await;
         // What is not written to costs no memory.
         let mut image = vec![0; usize::try_from(size).ok()?];
-        for (part, bytes) in coming.zip(bytes) {
+        for (part, bytes) in parts.iter().zip(bytes) {
             image[part.start as usize..part.end as usize].copy_from_slice(&bytes?);
         }
         image[..beginning.len()].copy_from_slice(&beginning);
         Some(image)
+    }
+
+    /// A part of the file that begins at `offset` in the NAR.
+    async fn part(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        offset: u64,
+        part: Range<u64>,
+        lane: Lane,
+    ) -> Option<Vec<u8>> {
+        if part.is_empty() {
+            return Some(Vec::new());
+        }
+        let range = offset + part.start..offset + part.end;
+        let delivered = self.ensure(nar, Want::Bytes(range.clone()), lane).await;
+        bytes_of(nar, range, delivered.ok()?)
     }
 
     /// Fetches what is around a small file that had to be waited for: programs that read many of
