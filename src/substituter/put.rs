@@ -137,7 +137,7 @@ async fn send(
     body: &Upload,
     label: Label,
 ) -> Result<(), FetchFailure> {
-    getter.transport.check_tls(url.scheme())?;
+    let client = getter.transport.client(url.scheme()).await?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(label.kind));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(body.size()));
@@ -152,8 +152,12 @@ async fn send(
         Upload::File { path, .. } => tokio::fs::File::open(path).await?.into(),
     };
     getter.counters.request();
-    let request = getter.transport.client().put(url.clone());
-    let sent = request.headers(headers).body(content).send().await;
+    let sent = client
+        .put(url.clone())
+        .headers(headers)
+        .body(content)
+        .send()
+        .await;
     let response = sent.map_err(classify)?;
     let status = response.status();
     match status {
