@@ -39,7 +39,8 @@ use std::fmt;
 pub use control::{SOCKET, Status, status, upgrade};
 pub use device::{Kept, mount, raise_read_ahead, send_again};
 pub use mountpoint::{
-    MountError, TYPE, check, force, mounted_by_narfs, mounted_device, unmount, unmount_dead,
+    MountError, TYPE, check, force, mounted_by_narfs, mounted_device, mountpoints, unmount,
+    unmount_dead,
 };
 pub use process::adopt;
 pub use start::{Called, run};

@@ -6,6 +6,7 @@
 
 use clap::{Parser, Subcommand};
 
+pub mod bugreport;
 pub mod cat;
 pub mod check;
 pub mod config;
@@ -31,6 +32,7 @@ pub mod settings;
 pub mod snapshotter;
 pub mod status;
 pub mod store_path;
+pub mod top;
 pub mod umount;
 pub mod upgrade;
 
@@ -78,6 +80,7 @@ pub enum Command {
     Upgrade(upgrade::UpgradeArgs),
     Snapshotter(snapshotter::SnapshotterArgs),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
     Prefetch(prefetch::PrefetchArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
@@ -87,6 +90,7 @@ pub enum Command {
     Image(image::ImageArgs),
     Config(config::ConfigArgs),
     ContainerdConfig(containerd_config::ContainerdConfigArgs),
+    Bugreport(bugreport::BugreportArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
     #[command(hide = true)]
