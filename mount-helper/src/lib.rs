@@ -8,6 +8,7 @@
 //! start.rs       from the command line to a mount that answers
 //! launch.rs      starting one daemon, as the user it is to be
 //! watch.rs       one daemon after the other, to the mount's end
+//! probe.rs       whether the mount answers
 //! refuse.rs      the answers while no daemon can be started
 //! control.rs     what `narfs status` and `narfs upgrade` ask
 //! notify.rs      systemd: readiness, watchdog, descriptor store
@@ -27,6 +28,7 @@ mod launch;
 mod mountpoint;
 mod notify;
 mod options;
+mod probe;
 mod process;
 mod refuse;
 mod start;

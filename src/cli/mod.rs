@@ -27,6 +27,7 @@ mod parse;
 pub mod path_info;
 pub mod prefetch;
 pub mod probe_mount;
+pub mod publish;
 pub mod run;
 pub mod settings;
 pub mod snapshotter;
@@ -88,6 +89,7 @@ pub enum Command {
     Check(check::CheckArgs),
     Gc(gc::GcArgs),
     Image(image::ImageArgs),
+    Publish(Box<publish::PublishArgs>),
     Config(config::ConfigArgs),
     ContainerdConfig(containerd_config::ContainerdConfigArgs),
     Bugreport(bugreport::BugreportArgs),

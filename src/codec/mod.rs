@@ -44,6 +44,7 @@ pub use self::{
     checkpoint::Checkpoint,
     error::CodecError,
     small::decode_small,
+    zstd_table::{SeekEntry, seek_checksum, seek_table},
 };
 use self::{input::Input, plain::Plain, push::Pushed, units::Units};
 use crate::nix::Compression;

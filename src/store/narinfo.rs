@@ -14,6 +14,7 @@ use tokio::sync::{SemaphorePermit, watch};
 
 use super::{Core, Lane, StoreError, single_flight::Urgency, unix_now};
 use crate::{
+    chunks,
     codec::{self, CodecError},
     content::NarinfoTtl,
     nix::{MAX_NARINFO, NarInfo, StorePath, Trust},
@@ -29,6 +30,8 @@ const UNPACK_ELSEWHERE: usize = 16 * 1024;
 pub(super) struct Offer {
     pub narinfo: NarInfo,
     pub substituter: Substituter,
+    /// A trusted key says that there is a chunk index.
+    pub chunks: bool,
 }
 
 /// What one cache said.
@@ -254,6 +257,7 @@ impl Core {
                 substituter: name(),
             }),
             _ => Answer::Offer(Box::new(Offer {
+                chunks: chunks::announced(&narinfo, &self.settings.keys),
                 narinfo,
                 substituter: substituter.clone(),
             })),

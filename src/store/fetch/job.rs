@@ -7,7 +7,10 @@
 use std::sync::Arc;
 
 use super::{Access, Check, Nar, Source, pass::End, pass::PassError};
-use crate::store::{Core, Event, Lane, StoreError};
+use crate::{
+    chunks,
+    store::{Core, Event, Lane, StoreError},
+};
 
 impl Core {
     /// Starts the NAR's job unless it runs.
@@ -219,8 +222,11 @@ impl Core {
                 Ok(Some(narinfo))
                     if narinfo.nar_hash == nar.hash && narinfo.nar_size == nar.size =>
                 {
-                    nar.sources
-                        .add(Arc::new(Source::new(substituter.clone(), &narinfo)));
+                    nar.sources.add(Arc::new(Source::new(
+                        substituter.clone(),
+                        &narinfo,
+                        chunks::announced(&narinfo, &self.settings.keys),
+                    )));
                     found = true;
                 }
                 Ok(_) => {}
