@@ -23,6 +23,7 @@ pub mod mount;
 pub mod output;
 mod parse;
 pub mod path_info;
+pub mod pin;
 pub mod prefetch;
 pub mod probe_mount;
 pub mod run;
@@ -81,6 +82,8 @@ pub enum Command {
     PathInfo(path_info::PathInfoArgs),
     Check(check::CheckArgs),
     Gc(gc::GcArgs),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
     Image(image::ImageArgs),
     Config(config::ConfigArgs),
     ContainerdConfig(containerd_config::ContainerdConfigArgs),

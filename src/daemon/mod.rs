@@ -30,6 +30,7 @@ pub mod spawn;
 mod terms;
 
 pub(crate) use memory::limit_arenas;
+pub(crate) use open::limits;
 pub use open::{open_store, open_store_in, runtime};
 pub(crate) use serve::{
     Activity, DRAIN, IDLE_TICK, Shared, Signal, end_runtime, mount_failure, store_failure,

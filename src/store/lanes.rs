@@ -93,6 +93,11 @@ impl Default for Lanes {
 }
 
 impl Lanes {
+    /// Whether somebody waits for bytes that come just now.
+    pub fn demand_flows(&self) -> bool {
+        self.traffic.borrow().demand_flowing > 0
+    }
+
     /// A transfer begins in `lane`.
     pub fn enter(&self, lane: Lane) -> Transfer<'_> {
         let mut id = 0;

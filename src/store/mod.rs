@@ -17,7 +17,8 @@
 //! read_ahead/  what a program that starts will load
 //! lanes.rs     who may use the link now
 //! status.rs    what `.nix-snapshotter` shows
-//! check.rs     hashing what is kept             room.rs  making room: gc, the quota
+//! check.rs     hashing what is kept             room.rs  making room: gc, quota, pins
+//! scrub.rs     looking through what is kept, slowly
 //! path.rs      the table of known paths         ids.rs   inode numbers
 //! views.rs     named subsets of the store
 //! ```
@@ -44,6 +45,7 @@ mod path;
 mod read_ahead;
 mod room;
 mod root_kind;
+mod scrub;
 mod settings;
 mod status;
 mod upkeep;

@@ -7,6 +7,7 @@
 //! lifecycle.rs   how mounts begin and end
 //! odd.rs         paths that no package has, made for the test
 //! programs.rs    real programs from a mount over /nix/store
+//! space.rs       little room, a full disk, a disk that changes what it keeps
 //! status.rs      the status directory while things happen
 //! trees.rs       every packing of the caches against what the real nix unpacks
 //! ```
@@ -32,5 +33,6 @@ mod gate;
 mod lifecycle;
 mod odd;
 mod programs;
+mod space;
 mod status;
 mod trees;

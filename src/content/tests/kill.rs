@@ -12,7 +12,7 @@ use std::{
 
 use super::*;
 use crate::{
-    content::ContentError,
+    content::{ContentError, PIECE},
     nix::{StorePath, StorePathHash},
 };
 
@@ -21,7 +21,15 @@ const ROUND: &str = "NARFS_TEST_KILL_ROUND";
 const SIGKILL: i32 = 9;
 const ROUNDS: u64 = 50;
 const NARS: u64 = 6;
-const SIZE: u64 = 60_000;
+
+/// One of them has pieces that go by themselves.
+fn size(seed: u64) -> u64 {
+    if seed == NARS {
+        2 * PIECE + 60_000
+    } else {
+        60_000
+    }
+}
 
 /// A small generator of reproducible numbers.
 struct Random(u64);
@@ -80,12 +88,20 @@ fn child() {
 
 fn act(store: &ContentStore, random: &mut Random) {
     let seed = random.below(NARS) + 1;
-    let nar = nar(store, seed, SIZE);
+    let size = size(seed);
+    let nar = nar(store, seed, size);
     // Often from the very first byte: else nothing would ever be complete.
-    let at = random.below(SIZE + 10_000).saturating_sub(10_000);
-    let end = (at + random.below(30_000)).min(SIZE);
+    let at = random.below(size + size / 6).saturating_sub(size / 6);
+    let end = (at + random.below(size / 2)).min(size);
     match random.below(400) {
         0 => nar.discard().unwrap(),
+        // Of the large one a part, of the others all.
+        350..400 if random.below(if seed == NARS { 1 } else { 40 }) == 0 => {
+            let piece = random.below(size.div_ceil(PIECE)) * PIECE;
+            let range = piece..(piece + PIECE).min(size);
+            nar.drop_pieces(std::slice::from_ref(&range), |nar| !nar.held())
+                .unwrap();
+        }
         1..40 => store.flush().unwrap(),
         40..50 => drop(
             store
@@ -152,10 +168,11 @@ fn killed_anywhere_nothing_is_wrong() {
         }
         let store = open(dir.path());
         for seed in 1..=NARS {
-            let nar = nar(&store, seed, SIZE);
+            let size = size(seed);
+            let nar = nar(&store, seed, size);
             let mut at = 0;
-            let mut gaps = nar.missing(0..SIZE);
-            gaps.push(SIZE..SIZE);
+            let mut gaps = nar.missing(0..size);
+            gaps.push(size..size);
             for gap in gaps {
                 assert_eq!(
                     read(&nar, at..gap.start),
