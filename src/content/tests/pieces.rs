@@ -226,7 +226,8 @@ proptest! {
                         Err(ContentError::Damaged { .. }) => {
                             prop_assert!(!hit.is_empty());
                             for at in hit {
-                                here[cell(&here, at)].fill(false);
+                                let gone = cell(&here, at);
+                        here[gone].fill(false);
                                 wrong.remove(&at);
                             }
                         }
@@ -263,7 +264,8 @@ proptest! {
                         store.repair(damage).unwrap();
                     }
                     for at in std::mem::take(&mut wrong) {
-                        here[cell(&here, at)].fill(false);
+                        let gone = cell(&here, at);
+                        here[gone].fill(false);
                     }
                 }
                 Op::Flush => store.flush().unwrap(),
