@@ -9,6 +9,10 @@ use narfs::{
 };
 
 fn main() -> ExitCode {
+    // Before there is a second thread, and with arguments that are its own.
+    if let Some(status) = cli::mount_helper::run_if_called() {
+        return status;
+    }
     let cli = Cli::parse();
     match run(&cli) {
         Ok(()) => Exit::Success.into(),
@@ -38,6 +42,9 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::KeepMount(args) => cli::keep_mount::run(args),
         Command::Daemon(args) => cli::daemon::run(&config, args),
         Command::Run(args) => cli::run::run(&config, &cli.settings.0, args),
+        // Its arguments are not ours; handled above.
+        Command::MountHelper(_) => Ok(()),
+        Command::Upgrade(args) => cli::upgrade::run(&config, args),
         Command::Umount(args) => cli::umount::run(args),
         Command::Snapshotter(args) => cli::snapshotter::run(&config, args),
         Command::Status(args) => cli::status::run(&config, args),

@@ -44,6 +44,12 @@ fn the_tables_and_the_manifests_agree() {
             "Cargo.toml",
             "dev-dependencies",
         ),
+        ("## narfs-mount", "mount-helper/Cargo.toml", "dependencies"),
+        (
+            "## narfs-mount, for tests",
+            "mount-helper/Cargo.toml",
+            "dev-dependencies",
+        ),
         (
             "## narfs-state-schema",
             "state-schema/Cargo.toml",

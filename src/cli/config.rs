@@ -1,7 +1,7 @@
 //! `narfs config`: which settings are in effect, and why.
 
 use super::{Failure, output};
-use crate::config::{Config, KEYS, KeySpec, Secrets};
+use crate::config::{Config, KEYS, KeySpec, Secrets, nearest};
 
 const LONG: &str = "\
 Prints the settings in effect and where each came from: default, file and line, environment \
@@ -18,6 +18,19 @@ pub struct ConfigArgs {
     /// Print a configuration file that has the same effect
     #[arg(long)]
     pub toml: bool,
+
+    /// Print only the value of this setting, lists a line each
+    #[arg(value_name = "KEY", conflicts_with_all = ["json", "toml"], value_parser = key)]
+    pub key: Option<&'static str>,
+}
+
+fn key(text: &str) -> Result<&'static str, String> {
+    let names = || KEYS.iter().map(|spec| spec.name);
+    names().find(|name| *name == text).ok_or_else(|| {
+        let near = nearest(text, names());
+        let hint = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
+        format!("there is no such setting{hint}")
+    })
 }
 
 /// Prints `config` to standard output.
@@ -26,12 +39,27 @@ pub fn run(config: &Config, args: &ConfigArgs) -> Result<(), Failure> {
 }
 
 fn render(config: &Config, args: &ConfigArgs) -> String {
-    if args.json {
+    if let Some(key) = args.key {
+        value(config.value(key, Secrets::Masked))
+    } else if args.json {
         format!("{:#}\n", config.to_json())
     } else if args.toml {
         config.to_toml(Secrets::Masked)
     } else {
         config.to_text()
+    }
+}
+
+/// A value as scripts take it.
+fn value(value: Option<toml::Value>) -> String {
+    match value {
+        Some(toml::Value::String(text)) => text + "\n",
+        Some(toml::Value::Array(items)) => items
+            .into_iter()
+            .map(|item| self::value(Some(item)))
+            .collect(),
+        Some(other) => format!("{other}\n"),
+        None => String::new(),
     }
 }
 
@@ -78,5 +106,6 @@ Exit status:
 
 Examples:
   $ narfs config
+  $ narfs config state-dir
   $ narfs config --json | jq -r '.caches.value[].url'
   $ NARFS_QUOTA=10GiB narfs config --toml > ~/.config/narfs/config.toml";

@@ -10,8 +10,8 @@ use crate::{
 };
 
 const LONG: &str = "\
-Serves the store of a state directory. `narfs mount --background` and `narfs run` start it; its \
-flags are theirs to choose and may change. Use `narfs mount` in services.
+Serves the store of a state directory. `narfs mount`, the mount helper and `narfs run` start it; its \
+flags are theirs to choose and may change. Use `narfs mount` or `narfs-mount` in services.
 
 It ends on SIGTERM and SIGINT, when its mounts are gone, and after --idle-exit without any use.";
 
@@ -35,6 +35,10 @@ pub struct DaemonArgs {
     /// never will, and is closed then
     #[arg(long, value_name = "FD")]
     pub ready_fd: Option<RawFd>,
+
+    /// Say there why not as people read it
+    #[arg(long, requires = "ready_fd")]
+    pub ready_plain: bool,
 
     /// A descriptor of /dev/fuse, mounted already
     #[arg(long, value_name = "FD")]
@@ -62,6 +66,7 @@ pub fn run(config: &Config, args: &DaemonArgs) -> Result<(), Failure> {
     let what = Serve {
         mountpoint: args.mountpoint.clone(),
         ready: args.ready_fd.map(inherited).transpose()?,
+        ready_plain: args.ready_plain,
         device: args.fuse_fd.map(inherited).transpose()?,
         greeting: args.greeting_fd.map(inherited).transpose()?,
         idle_exit: args.idle_exit,

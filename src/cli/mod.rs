@@ -20,6 +20,7 @@ pub mod keep_mount;
 pub mod log;
 pub mod ls;
 pub mod mount;
+pub mod mount_helper;
 pub mod output;
 mod parse;
 pub mod path_info;
@@ -32,6 +33,7 @@ pub mod snapshotter;
 pub mod status;
 pub mod store_path;
 pub mod umount;
+pub mod upgrade;
 
 pub use crate::failure::{Exit, Failure};
 pub use settings::SettingFlags;
@@ -74,6 +76,7 @@ pub enum Command {
     Run(run::RunArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
+    Upgrade(upgrade::UpgradeArgs),
     Snapshotter(snapshotter::SnapshotterArgs),
     Status(status::StatusArgs),
     Prefetch(prefetch::PrefetchArgs),
@@ -89,6 +92,8 @@ pub enum Command {
     ContainerdConfig(containerd_config::ContainerdConfigArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
+    #[command(hide = true)]
+    MountHelper(mount_helper::MountHelperArgs),
     #[command(hide = true)]
     KeepMount(keep_mount::KeepMountArgs),
     #[command(hide = true)]

@@ -1,8 +1,15 @@
 //! `narfs mount`: the store as a directory, until it is unmounted.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use super::{Failure, parse::duration, parse_store_path};
+use rustix::thread::{CapabilitySet, capabilities};
+
+use super::{Exit, Failure, parse::duration, parse_store_path};
 use crate::{
     config::{Config, Flags},
     daemon::{Serve, serve, spawn::background},
@@ -16,9 +23,14 @@ Every store path that a cache has can be opened by its name at once; listing the
 those that are known here. The mount is read-only. Its owner is root, its times are 1970, as in \
 every Nix store.
 
-In the foreground it serves until it is interrupted or the directory is unmounted. SIGTERM ends \
-the daemon; what was fetched is kept in the state directory and served by the next one, without \
-the network.";
+It serves until the directory is unmounted, or until it gets SIGTERM or is interrupted, which \
+unmounts too. What was fetched is kept in the state directory and served by the next one, without \
+the network.
+
+With the privilege to mount, the process that mounts is not the one that serves: should the serving \
+one (`narfs daemon`) end, be killed or hang, another takes its place, and who reads meanwhile \
+waits for it. `narfs upgrade` goes on with a new version in the same way. Without the privilege, \
+fusermount3 mounts, and the mount ends with its daemon.";
 
 const AFTER: &str = "\
 Exit status:
@@ -40,7 +52,8 @@ Examples:
   # narfs mount --background --nix-conf /etc/nix/nix.conf /nix/store
   # narfs mount --cache https://cache.example.org --trusted-key example-1:BASE64 \\
       --root /nix/store/HASH-app /nix/store
-  # umount /nix/store";
+  # mount -t narfs https://cache.example.org /nix/store -o trusted-key=example-1:BASE64
+  # narfs umount /nix/store";
 
 /// Arguments of `narfs mount`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
@@ -71,6 +84,9 @@ pub struct MountArgs {
 pub fn run(config: &Config, flags: &Flags, args: &MountArgs) -> Result<(), Failure> {
     let mountpoint =
         std::path::absolute(&args.mountpoint).unwrap_or_else(|_| args.mountpoint.clone());
+    if may_mount() {
+        return Err(become_helper(config, flags, args, &mountpoint));
+    }
     if !args.background {
         let what = Serve {
             mountpoint: Some(mountpoint),
@@ -82,4 +98,32 @@ pub fn run(config: &Config, flags: &Flags, args: &MountArgs) -> Result<(), Failu
     let mut daemon = vec![mountpoint.into_os_string()];
     daemon.extend(args.root.iter().map(|root| format!("--root={root}").into()));
     background(config, flags, &daemon, args.ready_timeout)
+}
+
+/// Whether mount(2) is for us. Without, fusermount3 mounts, and the mount is the daemon's.
+fn may_mount() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+/// Goes on as the mount helper; returns only if that can't be.
+fn become_helper(config: &Config, flags: &Flags, args: &MountArgs, mountpoint: &Path) -> Failure {
+    let failed = |e: &dyn std::error::Error| {
+        Failure::new(Exit::System, "the mount helper can't be started").because(e)
+    };
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(e) => return failed(&e),
+    };
+    let mut command = Command::new(&program);
+    command.arg0("narfs").arg("mount-helper");
+    command.args((!args.background).then_some("-f"));
+    command.arg("--state-dir").arg(&config.state_dir);
+    command.arg(format!(
+        "--ready-timeout={}",
+        args.ready_timeout.as_secs_f64()
+    ));
+    command.arg("narfs").arg(mountpoint).arg("--");
+    command.args(flags.to_args());
+    command.args(args.root.iter().map(|root| format!("--root={root}")));
+    failed(&command.exec())
 }

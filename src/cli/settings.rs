@@ -5,9 +5,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, error::ErrorKind};
 
-use crate::config::{Flags, KEYS, KeySpec, Kind};
+use crate::config::{Flags, KEYS, KeySpec, Kind, nearest};
 
 /// Heading of these flags in help texts.
 const HEADING: &str = "Settings";
@@ -68,9 +68,41 @@ fn first_clause(help: &str) -> &str {
     help[..end.unwrap_or(help.len())].trim_end_matches('.')
 }
 
+/// Any setting by its key or flag: for programs that hand on what they were given, as the mount
+/// helper does with the options of mount(8).
+fn set_arg() -> Arg {
+    Arg::new("set")
+        .long("set")
+        .value_name("KEY=VALUE")
+        .global(true)
+        .hide(true)
+        .help_heading(HEADING)
+        .action(ArgAction::Append)
+        .help("The setting with this key or flag")
+}
+
+/// The setting that `KEY=VALUE` sets, and to what. Alone, a key means true.
+fn set_of(text: &str) -> Result<(&'static KeySpec, String), clap::Error> {
+    let (key, value) = text.split_once('=').unwrap_or((text, "true"));
+    let named = |spec: &&KeySpec| [spec.name, spec.flag].contains(&key);
+    match KEYS.iter().find(named) {
+        Some(spec) => Ok((spec, value.to_owned())),
+        None => {
+            let near = nearest(key, KEYS.iter().flat_map(|spec| [spec.name, spec.flag]));
+            let hint = near.map_or_else(
+                || "`narfs config --help` lists them".into(),
+                |near| format!("did you mean {near}?"),
+            );
+            let what = format!("there is no setting {key}; {hint}\n");
+            Err(clap::Error::raw(ErrorKind::InvalidValue, what))
+        }
+    }
+}
+
 impl Args for SettingFlags {
     fn augment_args(command: Command) -> Command {
-        command.arg(config_arg()).args(KEYS.iter().map(arg))
+        let command = command.arg(config_arg()).arg(set_arg());
+        command.args(KEYS.iter().map(arg))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -80,9 +112,17 @@ impl Args for SettingFlags {
 
 impl FromArgMatches for SettingFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let set = matches.get_many::<String>("set").into_iter().flatten();
+        let set: Vec<_> = set.map(|text| set_of(text)).collect::<Result<_, _>>()?;
         let given = |spec: &'static KeySpec| {
-            let values = matches.get_many::<String>(spec.flag)?;
-            Some((spec.name, values.cloned().collect()))
+            let set = set.iter().filter(|(of, _)| of.name == spec.name);
+            let flags = matches.get_many::<String>(spec.flag);
+            let flags = flags.into_iter().flatten().cloned();
+            let mut values: Vec<_> = set.map(|(_, value)| value.clone()).chain(flags).collect();
+            if !spec.kind.is_list() {
+                values.drain(..values.len().saturating_sub(1));
+            }
+            (!values.is_empty()).then_some((spec.name, values))
         };
         Ok(Self(Flags {
             config: matches.get_one::<PathBuf>("config").cloned(),

@@ -69,8 +69,53 @@ pub struct StatusArgs {
 /// What `--json` prints.
 #[derive(serde::Serialize)]
 struct Document<'a> {
+    /// The helper of the mount, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    helper: Option<Helper>,
     summary: &'a Summary,
     paths: &'a [PathStatus],
+}
+
+/// How it stands with the mount.
+#[derive(serde::Serialize)]
+struct Helper {
+    pid: u32,
+    mountpoint: String,
+    state: String,
+    daemon: Option<u32>,
+    restarts: u64,
+    #[serde(skip_serializing_if = "String::is_empty", rename = "lastEnd")]
+    last_end: String,
+}
+
+/// What the helper of the mount says; none of it if there is no helper.
+fn helper(config: &Config) -> Option<Helper> {
+    // One that does not answer is no reason not to show the rest.
+    let status = narfs_mount::status(&config.state_dir).ok().flatten()?;
+    Some(Helper {
+        pid: status.helper,
+        mountpoint: status.mountpoint,
+        state: status.state,
+        daemon: status.daemon,
+        restarts: status.restarts,
+        last_end: status.reason,
+    })
+}
+
+impl Helper {
+    /// What is wrong with the mount, if something is.
+    fn trouble(&self) -> Option<String> {
+        let at = &self.mountpoint;
+        let what = match &*self.state {
+            "refusing" => {
+                format!("{at} has no daemon and gives I/O errors; `narfs upgrade` starts one")
+            }
+            "waiting" => format!("{at} has no daemon at the moment; programs wait for the next"),
+            _ => return None,
+        };
+        let why = crate::failure::printable(&self.last_end);
+        Some(format!("narfs: {what}\n  cause: the last one: {why}\n"))
+    }
 }
 
 /// Shows the status, once or until interrupted.
@@ -79,8 +124,13 @@ struct Document<'a> {
 /// When nobody can tell it, and when a path that was asked for is not known.
 pub fn run(config: &Config, args: &StatusArgs) -> Result<(), Failure> {
     loop {
+        let helper = helper(config);
+        // First, since without a daemon the rest may not come.
+        if let Some(trouble) = helper.as_ref().and_then(Helper::trouble) {
+            eprint!("{trouble}");
+        }
         let (summary, paths) = ask(config, &args.paths)?;
-        let text = text(config, args, &summary, &paths)?;
+        let text = text(config, args, helper, &summary, &paths)?;
         let read = output::write(text.as_bytes())?;
         if !args.watch {
             return all_known(&args.paths, &paths);
@@ -121,12 +171,17 @@ fn all_known(asked: &[StorePath], found: &[PathStatus]) -> Result<(), Failure> {
 fn text(
     config: &Config,
     args: &StatusArgs,
+    helper: Option<Helper>,
     summary: &Summary,
     paths: &[PathStatus],
 ) -> Result<String, Failure> {
     let terminal = Terminal::of_stdout(config.color);
     if args.json {
-        let document = Document { summary, paths };
+        let document = Document {
+            helper,
+            summary,
+            paths,
+        };
         return output::json(&document, terminal.width.is_some() && !args.watch);
     }
     let table = table::status(summary, paths, &terminal);

@@ -6,7 +6,8 @@ use super::{Exit, Failure};
 use crate::fuse;
 
 const LONG: &str = "\
-Unmounts a mount of narfs. The daemon that serves it ends; what was fetched is kept.";
+Unmounts a mount of narfs. The daemon that serves it ends, and so does its helper; what was fetched \
+is kept.";
 
 const AFTER: &str = "\
 Exit status:
@@ -16,7 +17,8 @@ Exit status:
 
 Examples:
   # narfs umount /nix/store
-  # narfs umount --lazy /nix/store";
+  # narfs umount --lazy /nix/store
+  # narfs umount --force /nix/store";
 
 /// Arguments of `narfs umount`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
@@ -30,6 +32,10 @@ pub struct UmountArgs {
     /// of them lets go of it
     #[arg(long, short)]
     pub lazy: bool,
+
+    /// End it whatever state it is in: programs that use it or wait for it get errors at once
+    #[arg(long, short, conflicts_with = "lazy")]
+    pub force: bool,
 }
 
 /// Unmounts.
@@ -43,7 +49,11 @@ pub fn run(args: &UmountArgs) -> Result<(), Failure> {
         return Err(Failure::new(Exit::System, what)
             .hint("`grep narfs /proc/self/mounts` shows those that there are"));
     }
-    fuse::unmount(&path, args.lazy).map_err(|e| {
+    let done = match args.force {
+        true => fuse::force(&path),
+        false => fuse::unmount(&path, args.lazy),
+    };
+    done.map_err(|e| {
         let failure = Failure::new(
             Exit::System,
             format!("{} can't be unmounted", path.display()),

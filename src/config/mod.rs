@@ -41,3 +41,4 @@ pub use print::Secrets;
 pub use types::{
     AllowOther, ByteSize, Color, LogFormat, OpenMode, Quota, Threads, TimeToLive, Verify,
 };
+pub(crate) use value::nearest;

@@ -161,7 +161,7 @@ pub(super) fn scalar(value: &Spanned<DeValue<'_>>) -> Result<String, BadValue> {
 }
 
 /// The key of `known` that looks most like `key`, if one does at all.
-pub(super) fn nearest(
+pub(crate) fn nearest(
     key: &str,
     known: impl IntoIterator<Item = &'static str>,
 ) -> Option<&'static str> {

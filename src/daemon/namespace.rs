@@ -12,7 +12,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, OwnedFd},
         unix::process::CommandExt,
     },
     path::Path,
@@ -34,6 +34,8 @@ use crate::{
     nix::STORE_DIR,
 };
 
+pub use narfs_mount::adopt;
+
 /// What to do where namespaces are not for everybody.
 const ALLOW: &str = "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces, \
                      kernel.apparmor_restrict_unprivileged_userns=0 or an AppArmor profile), or mount as root: \
@@ -44,23 +46,6 @@ pub fn detached(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec only async-signal-safe functions may be called; `setsid`
     // is a bare system call, and nothing is allocated.
     unsafe { command.pre_exec(|| setsid().map(drop).map_err(Into::into)) }
-}
-
-/// Takes over a descriptor that the parent left open under this number.
-///
-/// # Errors
-/// `EBADF` if it did not.
-pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
-    if number < 0 {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
-    }
-    // SAFETY: the number is only duplicated through it, which fails for one that is not open.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    let own = borrowed.try_clone_to_owned()?;
-    // SAFETY: the parent gave the number to this process for this one purpose; closed here, it
-    // reaches its end of file when `own` is dropped.
-    drop(unsafe { OwnedFd::from_raw_fd(number) });
-    Ok(own)
 }
 
 /// Moves this process, which must have one thread only, into a mount namespace of its own: as

@@ -40,6 +40,8 @@ pub struct Serve {
     pub mountpoint: Option<PathBuf>,
     /// Gets one line when the daemon is ready, or why it never will be.
     pub ready: Option<OwnedFd>,
+    /// Whether the reason comes as people read it, and not as JSON.
+    pub ready_plain: bool,
     /// A mount made by somebody else.
     pub device: Option<OwnedFd>,
     /// With it, if it is kept beyond this process: the kernel's greeting.
@@ -136,7 +138,7 @@ pub fn serve(config: &Config, mut what: Serve) -> Result<(), Failure> {
     let ready = what.ready.take();
     let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(failure) => return Err(not_ready(ready, failure)),
+        Err(failure) => return Err(not_ready(ready, what.ready_plain, failure)),
     };
     match start(config, &mut what, &runtime) {
         Ok(running) => {
@@ -145,7 +147,7 @@ pub fn serve(config: &Config, mut what: Serve) -> Result<(), Failure> {
         }
         Err(failure) => {
             runtime.shutdown_timeout(DRAIN);
-            Err(not_ready(ready, failure))
+            Err(not_ready(ready, what.ready_plain, failure))
         }
     }
 }
@@ -170,9 +172,14 @@ fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running
     }
     let kept = what.greeting.is_some();
     if let Some(device) = what.device.take() {
+        // Who may use the mount was decided by who made it; the kernel sees to that.
+        let options = MountOptions {
+            allow_other: true,
+            ..shared.options.clone()
+        };
         let mount = match what.greeting.take() {
-            Some(greeting) => Mount::take_over(&store, Kept { device, greeting }, &shared.options),
-            None => Mount::serve(&store, device, &shared.options),
+            Some(greeting) => Mount::take_over(&store, Kept { device, greeting }, &options),
+            None => Mount::serve(&store, device, &options),
         };
         shared.adopt(mount.map_err(mount_failure)?);
     }
@@ -248,7 +255,9 @@ impl Running {
                 _ = interrupt.recv() => return Ok("SIGINT"),
                 told = self.signals.recv() => match told {
                     Some(Signal::Stop) | None => return Ok("asked to"),
-                    Some(Signal::MountEnded) if self.mountpoint.is_some() && self.mounts() == 0 => {
+                    Some(Signal::MountEnded)
+                        if (self.mountpoint.is_some() || self.kept) && self.mounts() == 0 =>
+                    {
                         return Ok("unmounted");
                     }
                     Some(Signal::MountEnded) => {}
@@ -331,9 +340,12 @@ fn announce(ready: Option<OwnedFd>) {
     }
 }
 
-fn not_ready(ready: Option<OwnedFd>, failure: Failure) -> Failure {
+fn not_ready(ready: Option<OwnedFd>, plain: bool, failure: Failure) -> Failure {
     if let Some(fd) = ready {
-        let text = super::spawn::encode_failure(&failure);
+        let text = match plain {
+            true => failure.to_string(),
+            false => super::spawn::encode_failure(&failure),
+        };
         // As above.
         let _ = File::from(fd).write_all(text.as_bytes());
     }

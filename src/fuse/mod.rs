@@ -6,16 +6,17 @@
 //!
 //! ```text
 //! filesystem.rs   the callbacks           convert.rs     attributes, time-outs, errno
-//! mount.rs        a mount and its tuning  mountpoint.rs  what is mounted where
-//! takeover.rs     a mount that outlives its server
+//! mount.rs        a mount and its tuning  takeover.rs    a mount that outlives its server
 //! ```
+//!
+//! What is mounted where, and mount(2) itself, are in the crate of the mount helper.
 
 mod convert;
 mod filesystem;
 mod mount;
-mod mountpoint;
 mod takeover;
 
 pub use mount::{Layout, Mount, MountOptions, mount_kept, raise_read_ahead};
-pub use mountpoint::{MountError, mounted_by_narfs, mounted_device, unmount, unmount_dead};
-pub use takeover::Kept;
+pub use narfs_mount::{
+    Kept, MountError, check, force, mounted_by_narfs, mounted_device, unmount, unmount_dead,
+};

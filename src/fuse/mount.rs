@@ -1,34 +1,20 @@
 //! A mount of the store: made, tuned, kept in step with the store, taken down.
 
 use std::{
-    ffi::CString,
-    fs::OpenOptions,
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
-use rustix::{
-    io::Errno,
-    mount::MountFlags,
-    process::{getegid, geteuid},
-};
+use narfs_mount::{Kept, MountError, check, unmount, unmount_dead};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{
-    filesystem::StoreFs,
-    mountpoint::{MountError, TYPE, check, mounted_device, unmount},
-    takeover::{self, Kept},
-};
+use super::{filesystem::StoreFs, takeover};
 use crate::{
     store::{Event, Node, NodeId, Path as KnownPath, Store, ViewId},
     tree::{self, EntryIndex},
 };
-
-/// What the kernel reads ahead of a sequential reader, in KiB: with its default of 128, reads
-/// come in 128 KiB; with this, in 1 MiB, several of them under way.
-const READ_AHEAD_KIB: u64 = 4096;
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -98,6 +84,7 @@ impl Mount {
         mountpoint: &Path,
         options: &MountOptions,
     ) -> Result<Self, MountError> {
+        replace_dead(mountpoint)?;
         check(mountpoint)?;
         if !Path::new("/dev/fuse").exists() {
             return Err(MountError::NoDevice);
@@ -113,11 +100,12 @@ impl Mount {
                 source,
             },
         };
-        let session = match mount_directly(mountpoint, options).map_err(failed)? {
-            Some(device) => Session::from_fd(fs, device, acl(options), config(options))
-                .inspect_err(|_| abandon(mountpoint)),
-            None => Session::new(fs, mountpoint, &config(options)),
-        };
+        let session =
+            match narfs_mount::mount(mountpoint, options.allow_other, false).map_err(failed)? {
+                Some(device) => Session::from_fd(fs, device, acl(options), config(options))
+                    .inspect_err(|_| abandon(mountpoint)),
+                None => Session::new(fs, mountpoint, &config(options)),
+            };
         let session = session.map_err(failed)?;
         let mount = Self::run(store, session, Some(mountpoint.into()), options.layout)?;
         raise_read_ahead(mountpoint);
@@ -225,7 +213,7 @@ pub fn mount_kept(mountpoint: &Path, options: &MountOptions) -> Result<Kept, Mou
             source,
         },
     };
-    match mount_directly(mountpoint, options).map_err(failed)? {
+    match narfs_mount::mount(mountpoint, options.allow_other, false).map_err(failed)? {
         Some(device) => Kept::new(device)
             .map_err(failed)
             .inspect_err(|_| abandon(mountpoint)),
@@ -233,38 +221,21 @@ pub fn mount_kept(mountpoint: &Path, options: &MountOptions) -> Result<Kept, Mou
     }
 }
 
+/// Takes away what a dead server left, so that there can be a mount again.
+fn replace_dead(mountpoint: &Path) -> Result<(), MountError> {
+    if unmount_dead(mountpoint)? {
+        tracing::warn!(
+            mountpoint = %mountpoint.display(),
+            "a mount without a server was left and is replaced; programs that used it have to be started again"
+        );
+    }
+    Ok(())
+}
+
 /// Takes away a mount that nobody would ever answer at.
 fn abandon(mountpoint: &Path) {
     // There is an error to be told already; that this fails too adds nothing to it.
     let _ = unmount(mountpoint, true);
-}
-
-/// Mounts with mount(2); `None` without the privilege to do so. fuser would do the same, but as a
-/// mount of type `fuse`: `narfs umount` and people tell ours from others by its type.
-fn mount_directly(mountpoint: &Path, options: &MountOptions) -> io::Result<Option<OwnedFd>> {
-    let device = match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(device) => OwnedFd::from(device),
-        // fusermount3 may open it all the same.
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
-    let others = if options.allow_other {
-        ",allow_other"
-    } else {
-        ""
-    };
-    let data = format!(
-        "fd={},rootmode=40000,user_id={user},group_id={group},default_permissions{others}",
-        device.as_raw_fd()
-    );
-    let data = CString::new(data).map_err(io::Error::other)?;
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-    match rustix::mount::mount("narfs", mountpoint, TYPE, flags, data.as_c_str()) {
-        Ok(()) => Ok(Some(device)),
-        Err(Errno::PERM) => Ok(None),
-        Err(e) => Err(e.into()),
-    }
 }
 
 pub(super) fn acl(options: &MountOptions) -> SessionACL {
@@ -293,14 +264,8 @@ pub(super) fn config(options: &MountOptions) -> Config {
 
 /// Raises the kernel's read-ahead for this mount; only root may.
 pub fn raise_read_ahead(mountpoint: &Path) {
-    // The server must not wait for itself: killed meanwhile, it would never be gone. So from the
-    // kernel's table, and not by looking at the mount.
-    let Some(device) = mounted_device(mountpoint) else {
-        return;
-    };
-    let knob = format!("/sys/class/bdi/{device}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB.to_string()) {
-        tracing::debug!(%knob, %error, "read-ahead stays as it is");
+    if let Err(error) = narfs_mount::raise_read_ahead(mountpoint) {
+        tracing::debug!(mountpoint = %mountpoint.display(), %error, "read-ahead stays as it is");
     }
 }
 

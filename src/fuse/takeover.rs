@@ -23,8 +23,8 @@ use std::{
 };
 
 use fuser::Session;
+use narfs_mount::Kept;
 use rustix::{
-    fs::{MemfdFlags, memfd_create},
     io::Errno,
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair},
 };
@@ -37,43 +37,8 @@ use super::{
 /// The smallest buffer that the kernel gives requests to is 8 KiB; later it wants room for the
 /// largest write that it may send.
 const REQUEST: usize = 128 * 1024;
-/// Size of the header of what is written to the device, in bytes (`struct fuse_out_header`).
-const HEADER: u32 = 16;
-/// `FUSE_NOTIFY_RESEND` of the kernel's `fuse.h`; kernels have it since 6.9.
-const RESEND: i32 = 7;
-/// `FUSE_INIT` there.
+/// `FUSE_INIT` of the kernel's `fuse.h`.
 const INIT: u32 = 26;
-
-/// A mount in descriptors: what a process needs to serve it, now or after another one.
-#[derive(Debug)]
-pub struct Kept {
-    /// `/dev/fuse`, mounted. Never a cloned one: that takes its requests along when it is closed.
-    pub device: OwnedFd,
-    /// The greeting; empty before the first server.
-    pub greeting: OwnedFd,
-}
-
-impl Kept {
-    /// Of a device that nobody has served yet.
-    ///
-    /// # Errors
-    /// When there is no memory for the greeting.
-    pub fn new(device: OwnedFd) -> io::Result<Self> {
-        let greeting = memfd_create("narfs-greeting", MemfdFlags::CLOEXEC)?;
-        Ok(Self { device, greeting })
-    }
-
-    /// The same descriptors once more.
-    ///
-    /// # Errors
-    /// When there are too many.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self {
-            device: self.device.try_clone()?,
-            greeting: self.greeting.try_clone()?,
-        })
-    }
-}
 
 /// A session on a kept mount, and whether it is the first.
 ///
@@ -190,11 +155,7 @@ fn put_in_place(device: &OwnedFd, session: &Session<StoreFs>) -> io::Result<()> 
 
 /// Asks for what the server before had read and not answered.
 fn resend(device: &OwnedFd) {
-    let mut message = Vec::with_capacity(HEADER as usize);
-    message.extend(HEADER.to_ne_bytes());
-    message.extend(RESEND.to_ne_bytes());
-    message.extend(0u64.to_ne_bytes());
-    if let Err(error) = rustix::io::write(device, &message) {
+    if let Err(error) = narfs_mount::send_again(device) {
         tracing::warn!(
             %error,
             "the kernel does not send again what the last process left unanswered (Linux 6.9 does); who waits for it \

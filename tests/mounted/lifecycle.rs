@@ -193,17 +193,23 @@ fn a_mountpoint_that_cannot_be_used_is_refused_with_the_reason() {
 }
 
 #[test]
-fn a_mount_whose_daemon_was_killed_is_named_and_can_be_removed() {
+fn a_mount_whose_processes_were_killed_is_replaced() {
     let mounted = Mounted::start(zstd());
     mounted.kill_only();
     assert!(is_mounted(&mounted.path()));
-    let said = refused(mounted.mount_command(), 6);
-    assert_says(&said, &["without a server", "narfs umount"]);
     let mut umount = mounted.narfs();
     umount.arg("umount").arg(mounted.path());
     run(umount);
     assert!(!is_mounted(&mounted.path()));
     mounted.start_again();
+    mounted.kill_only();
+    let again = output(mounted.mount_command());
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.success(), "{said}");
+    assert_says(&said, &["without a server", "is replaced"]);
+    let root = corpus::store_path("redis-server");
+    assert!(mounted.at(&root).join("bin/redis-server").exists());
+    mounted.find();
 }
 
 /// `command` in a mount namespace of its own, after `script` changed it; the script's parameters
@@ -395,9 +401,12 @@ fn over_nix_store_in_a_namespace_it_ends_with_the_namespace() {
     }
     let said = run(command);
     assert!(said.contains("Redis server v=7.0.15"), "{said}");
-    // The daemon lives in that namespace too, so it takes a word to end it.
-    let pid = mounted.info().pid;
-    let stopped = kill_process(Pid::from_raw(pid as i32).expect("a pid"), Signal::TERM);
-    stopped.expect("it runs");
-    wait_until("the daemon ends", || !alive(pid));
+    // Helper and daemon live in that namespace too, so it takes a word to end them.
+    let status = narfs_mount::status(&mounted.state_dir()).expect("the helper answers");
+    let status = status.expect("there is one");
+    let pid = Pid::from_raw(status.helper as i32).expect("a pid");
+    kill_process(pid, Signal::TERM).expect("it runs");
+    wait_until("the daemon ends", || {
+        !alive(status.daemon.unwrap_or_default())
+    });
 }

@@ -80,6 +80,8 @@ pub struct Mounted {
     setup: Setup,
     directory: tempfile::TempDir,
     pid: AtomicU32,
+    /// The mount's helper, which would start another daemon.
+    helper: AtomicU32,
 }
 
 impl Mounted {
@@ -103,6 +105,7 @@ impl Mounted {
             setup,
             directory,
             pid: AtomicU32::new(0),
+            helper: AtomicU32::new(0),
         }
     }
 
@@ -166,12 +169,25 @@ impl Mounted {
             String::from_utf8_lossy(&output.stderr),
             self.log()
         );
+        self.find();
+    }
+
+    /// Takes for its own what somebody else started.
+    pub fn find(&self) {
         self.pid.store(self.info().pid, SeqCst);
+        let status = narfs_mount::status(&self.state_dir()).expect("the helper answers");
+        let helper = status.map_or(0, |status| status.helper);
+        self.helper.store(helper, SeqCst);
     }
 
     /// The daemon's process.
     pub fn pid(&self) -> u32 {
         self.pid.load(SeqCst)
+    }
+
+    /// The helper's process.
+    pub fn helper(&self) -> u32 {
+        self.helper.load(SeqCst)
     }
 
     /// What the daemon says of itself.
@@ -231,10 +247,12 @@ impl Mounted {
         });
     }
 
-    /// SIGTERM; returns when process and mount are gone.
+    /// SIGTERM to the helper; returns when processes and mount are gone.
     pub fn stop(&self) {
-        self.signal(Signal::TERM);
-        wait_until("the daemon ends on SIGTERM", || !alive(self.pid()));
+        signal(self.helper(), Signal::TERM);
+        wait_until("all of it ends on SIGTERM", || {
+            !alive(self.pid()) && !alive(self.helper())
+        });
         assert!(!is_mounted(&self.path()), "SIGTERM left the mount");
         self.pid.store(0, SeqCst);
     }
@@ -245,16 +263,13 @@ impl Mounted {
         self.remove_mount();
     }
 
-    /// SIGKILL; the dead mount stays.
+    /// SIGKILL to the helper and then the daemon; the dead mount stays.
     pub fn kill_only(&self) {
-        self.signal(Signal::KILL);
+        signal(self.helper(), Signal::KILL);
+        wait_until("SIGKILL ends the helper", || !alive(self.helper()));
+        signal(self.pid(), Signal::KILL);
         wait_until("SIGKILL ends the daemon", || !alive(self.pid()));
         self.pid.store(0, SeqCst);
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("it runs"), signal).expect("the daemon can be signalled");
     }
 
     fn remove_mount(&self) {
@@ -268,12 +283,15 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         // A failing test may have left anything behind; and a panic here would hide it.
-        if let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) {
+        let processes = [self.helper(), self.pid()].map(|pid| (pid, process(pid)));
+        for pid in processes.iter().filter_map(|(_, pid)| *pid) {
             let _ = kill_process(pid, Signal::TERM);
-            let deadline = Instant::now() + Duration::from_secs(10);
-            while alive(self.pid()) && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while processes.iter().any(|(pid, _)| alive(*pid)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for pid in processes.iter().filter_map(|(_, pid)| *pid) {
             let _ = kill_process(pid, Signal::KILL);
         }
         if std::thread::panicking() {
@@ -284,6 +302,14 @@ impl Drop for Mounted {
         {
         }
     }
+}
+
+fn process(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+fn signal(pid: u32, signal: Signal) {
+    kill_process(process(pid).expect("it runs"), signal).expect("it can be signalled");
 }
 
 /// `narfs` with nothing of the environment's settings.

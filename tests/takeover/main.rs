@@ -4,6 +4,8 @@
 //! No reader may see an error, a wrong byte or another inode number, whatever the server was doing
 //! when it died.
 
+#[path = "../support/hangs.rs"]
+mod hangs;
 mod keeper;
 #[path = "../support/mounted.rs"]
 mod mounted;
@@ -12,7 +14,7 @@ mod support;
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{fs::MetadataExt, process::ExitStatusExt},
@@ -23,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use hangs::abort_when_it_hangs;
 use narfs::{
     fuse::{Kept, Layout, MountOptions, mount_kept, unmount},
     tree::Node,
@@ -37,9 +40,6 @@ use support::{
 const READERS: u64 = 64;
 /// Times that the server is killed under them; by hand, more: `NARFS_KILLS=100`.
 const KILLS: u64 = 12;
-
-/// Nothing here takes so long; then the mount is aborted, and whoever waits there gets an error.
-const HANGS: Duration = Duration::from_secs(120);
 
 /// A kept mount, its server and where everything lies. This process has no file of the mount open
 /// while there is no server: see `read-on`.
@@ -277,28 +277,4 @@ fn a_mount_that_nobody_ever_answered_is_served_by_the_next() {
     thread::sleep(Duration::from_millis(300));
     keeper.serve();
     assert_eq!(before.wait_with_output().unwrap().stdout, b"bytes");
-}
-
-/// Aborts the mount's connection after a time, through the kernel's control files. Without, a
-/// server that does not come would leave processes behind that nothing can kill.
-fn abort_when_it_hangs(mountpoint: &Path) {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = table
-        .lines()
-        .find(|line| line.contains(&*mountpoint.to_string_lossy()));
-    let device = line.expect("it is mounted").split(' ').nth(2).unwrap();
-    let connection = device.split(':').nth(1).unwrap().to_owned();
-    let control = tempfile::tempdir().unwrap();
-    let flags = rustix::mount::MountFlags::empty();
-    rustix::mount::mount("fusectl", control.path(), "fusectl", flags, None).expect("fusectl");
-    let abort = File::options()
-        .write(true)
-        .open(control.path().join(connection).join("abort"))
-        .expect("a connection");
-    rustix::mount::unmount(control.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
-    thread::spawn(move || {
-        thread::sleep(HANGS);
-        // Fails where the mount has ended, as it should have by now.
-        let _ = (&abort).write_all(b"1");
-    });
 }

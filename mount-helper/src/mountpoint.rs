@@ -3,7 +3,7 @@
 
 use std::{
     ffi::OsString,
-    io,
+    fmt, io,
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
     process::Command,
@@ -13,27 +13,19 @@ use std::{
 use rustix::{io::Errno, mount::UnmountFlags};
 
 /// Type of our mounts in the kernel's table.
-pub(super) const TYPE: &str = "fuse.narfs";
+pub const TYPE: &str = "fuse.narfs";
 
 /// How long a mount may take to say that it lives: it answers from memory.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why there is no mount.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub enum MountError {
     /// There is no `/dev/fuse`.
-    #[error(
-        "/dev/fuse is missing: load the kernel's fuse module (modprobe fuse), or give the container the device"
-    )]
     NoDevice,
     /// Neither root nor `fusermount3`.
-    #[error(
-        "no permission to mount on {}: run as root, install fusermount3 (package fuse3), or use `narfs run`, \
-         which needs neither", .0.display()
-    )]
     NoPermission(PathBuf),
     /// The mountpoint can't be used.
-    #[error("{} can't be mounted on: {reason}", path.display())]
     MountPoint {
         /// The mountpoint.
         path: PathBuf,
@@ -41,7 +33,6 @@ pub enum MountError {
         reason: String,
     },
     /// Anything else.
-    #[error("mounting on {}: {source}", path.display())]
     Io {
         /// The mountpoint.
         path: PathBuf,
@@ -50,8 +41,40 @@ pub enum MountError {
     },
 }
 
+impl fmt::Display for MountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDevice => f.write_str(
+                "/dev/fuse is missing: load the kernel's fuse module (modprobe fuse), or give the container the device",
+            ),
+            Self::NoPermission(path) => write!(
+                f,
+                "no permission to mount on {}: run as root, install fusermount3 (package fuse3), or use `narfs run`, \
+                 which needs neither",
+                path.display()
+            ),
+            Self::MountPoint { path, reason } => {
+                write!(f, "{} can't be mounted on: {reason}", path.display())
+            }
+            Self::Io { path, source } => write!(f, "mounting on {}: {source}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for MountError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
 /// Says in words what mount(2) would say in numbers.
-pub(super) fn check(path: &Path) -> Result<(), MountError> {
+///
+/// # Errors
+/// With the reason why nothing can be mounted there.
+pub fn check(path: &Path) -> Result<(), MountError> {
     let refuse = |reason: String| {
         Err(MountError::MountPoint {
             path: path.into(),
@@ -135,6 +158,27 @@ pub fn unmount(path: &Path, lazily: bool) -> io::Result<()> {
         Ok(()) => Ok(()),
         Err(Errno::PERM) => fusermount(path, lazily),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Ends a mount whatever state it is in: whoever waits there gets an error, and so does whoever uses
+/// it afterwards.
+///
+/// # Errors
+/// Of the system.
+pub fn force(path: &Path) -> io::Result<()> {
+    let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    match rustix::mount::unmount(path, flags) {
+        // For those who may not unmount by force there is the kernel's control file, which is of
+        // the user who mounted.
+        Err(Errno::PERM) => {
+            let device = mounted_device(path).unwrap_or_default();
+            let number = device.rsplit(':').next().unwrap_or_default();
+            let control = format!("/sys/fs/fuse/connections/{number}/abort");
+            std::fs::write(control, "1")?;
+            unmount(path, true)
+        }
+        done => done.map_err(Into::into),
     }
 }
 
