@@ -148,7 +148,6 @@ impl Store {
         size: u32,
         buf: &mut Vec<u8>,
     ) -> Option<Result<(), StoreError>> {
-        buf.clear();
         match node.node() {
             Some(Node::Entry { slot, entry, .. }) => {
                 let path = self.0.paths.loaded(slot)?;
@@ -172,6 +171,7 @@ impl Store {
                     Ok(document) => document,
                     Err(error) => return Some(Err(error)),
                 };
+                buf.clear();
                 buf.extend_from_slice(part(&document, offset, size));
                 Some(Ok(()))
             }
@@ -265,6 +265,7 @@ impl Core {
         buf: &mut Vec<u8>,
     ) -> Option<Result<(), StoreError>> {
         if range.is_empty() {
+            buf.clear();
             return Some(Ok(()));
         }
         let nar = match self.nar_of(path) {
@@ -279,6 +280,7 @@ impl Core {
             return Some(Err(error));
         }
         nar.file.touch_range(range, unix_now());
+        // Not cleared before: what is there is written over, and need not be zeroed once more.
         buf.resize((range.end - range.start) as usize, 0);
         match nar.file.read_at(buf, range.start) {
             // Replaced while it was read.

@@ -85,7 +85,6 @@ impl Getter {
         let mut visited: Vec<Url> = Vec::new();
         loop {
             strip_login(&mut url);
-            self.transport.check_tls(url.scheme())?;
             let authorization = credentials.and_then(|c| c.header(&url, reached));
             let response = self.send(&url, authorization, ask).await?;
             let Some(next) = redirect(&url, &response)? else {
@@ -124,11 +123,12 @@ impl Getter {
                 headers.insert(IF_RANGE, header_value(validator)?);
             }
         }
+        let client = self.transport.client(url.scheme()).await?;
         self.counters.request();
         let options = self.transport.options();
         // Connecting has its own time-out inside; this one is for a server that says nothing.
         let patience = options.connect_timeout + options.stall_timeout;
-        let request = self.transport.client().get(url.clone()).headers(headers);
+        let request = client.get(url.clone()).headers(headers);
         match timeout(patience, request.send()).await {
             Ok(sent) => sent.map_err(classify),
             Err(_) => Err(FetchFailure::Stalled {

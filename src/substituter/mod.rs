@@ -147,6 +147,9 @@ impl Substituter {
             Credentials::new(base, token, location.login, netrc, files)
         };
         let source = Source::new(location.place, &location.name, credentials)?;
+        if let Some(scheme) = source.scheme() {
+            transport.expect(scheme);
+        }
         let name: Arc<str> = location.name.into();
         let getter = Getter {
             transport: transport.clone(),

@@ -46,6 +46,15 @@ impl Source {
         })
     }
 
+    /// How its servers are spoken to; `None` for a directory.
+    pub(super) fn scheme(&self) -> Option<&str> {
+        match self {
+            Self::Http { base, .. } => Some(base.scheme()),
+            Self::Directory(_) => None,
+            Self::Bucket(bucket) => Some(bucket.scheme()),
+        }
+    }
+
     /// One try, without retries.
     pub(super) async fn open(
         &self,

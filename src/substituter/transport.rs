@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Once},
+    sync::{Arc, Once, OnceLock},
     time::Duration,
 };
 
@@ -62,27 +62,38 @@ pub struct Transport(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    client: Client,
+    /// For requests that need no certificate.
+    plain: Client,
+    /// For https; `Err`: why no certificate can be trusted. Made when it is first needed: the
+    /// system's certificates are hundreds of files, and to read them from a cold disk takes longer
+    /// than all else that a start does.
+    secure: OnceLock<Result<Client, String>>,
     options: HttpOptions,
     netrc: Arc<Netrc>,
-    /// Why no certificate can be trusted, if so: told when somebody asks for https.
-    no_certificates: Option<String>,
 }
 
 impl Transport {
-    /// Makes the client; reads the `netrc` file and the certificates, once.
+    /// Makes the client; reads the `netrc` file, and the file of certificates if one is named, once.
     pub fn new(options: HttpOptions) -> Result<Self, SubstituterError> {
         install_crypto();
         let netrc = match &options.netrc {
             Some(path) => read_netrc(path)?,
             None => Netrc::default(),
         };
-        let (client, no_certificates) = client(&options)?;
+        let none: [Certificate; 0] = [];
+        let plain = builder(&options).tls_certs_only(none).build();
+        let secure = match named_certificates(&options)? {
+            Some(certificates) => {
+                let client = builder(&options).tls_certs_only(certificates).build();
+                OnceLock::from(Ok(client.map_err(unusable)?))
+            }
+            None => OnceLock::new(),
+        };
         Ok(Self(Arc::new(Inner {
-            client,
+            plain: plain.map_err(unusable)?,
+            secure,
             options,
             netrc: Arc::new(netrc),
-            no_certificates,
         })))
     }
 
@@ -91,20 +102,62 @@ impl Transport {
         &self.0.options
     }
 
-    pub(super) fn client(&self) -> &Client {
-        &self.0.client
-    }
-
     pub(super) fn netrc(&self) -> &Arc<Netrc> {
         &self.0.netrc
     }
 
-    /// Refuses https where nothing could be verified.
-    pub(super) fn check_tls(&self, scheme: &str) -> Result<(), FetchFailure> {
-        match &self.0.no_certificates {
-            Some(reason) if scheme == "https" => Err(FetchFailure::Tls(reason.clone())),
-            _ => Ok(()),
+    /// Begins to read the system's certificates, so that the first request need not wait for them.
+    pub(super) fn expect(&self, scheme: &str) {
+        if scheme == "https" && self.0.secure.get().is_none() {
+            let inner = self.0.clone();
+            std::thread::spawn(move || drop(inner.secure()));
         }
+    }
+
+    /// The client for an address of this scheme. https is refused where nothing could be verified.
+    pub(super) async fn client(&self, scheme: &str) -> Result<Client, FetchFailure> {
+        if scheme != "https" && !self.0.options.meets_tls_proxies() {
+            return Ok(self.0.plain.clone());
+        }
+        let secure = match self.0.secure.get() {
+            Some(made) => made.clone(),
+            None => {
+                let inner = self.0.clone();
+                let made = tokio::task::spawn_blocking(move || inner.secure()).await;
+                made.map_err(|error| FetchFailure::Tls(error.to_string()))?
+            }
+        };
+        match secure {
+            // A proxy without verification is no proxy, but plain http may not need one.
+            Err(_) if scheme != "https" => Ok(self.0.plain.clone()),
+            made => made.map_err(FetchFailure::Tls),
+        }
+    }
+}
+
+impl Inner {
+    /// With the system's certificates, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`
+    /// (rustls-native-certs). Blocks the first time.
+    fn secure(&self) -> Result<Client, String> {
+        let made = self.secure.get_or_init(|| {
+            // A bare container has none. Plain http and file caches must still work there.
+            let made = builder(&self.options).build();
+            made.map_err(|error| format!("{}; install ca-certificates", innermost(&error)))
+        });
+        made.clone()
+    }
+}
+
+impl HttpOptions {
+    /// Whether a proxy may be reached through TLS, even for plain http.
+    fn meets_tls_proxies(&self) -> bool {
+        let named = |name: &&str| {
+            std::env::var(name).is_ok_and(|proxy| proxy.to_ascii_lowercase().starts_with("https:"))
+        };
+        self.proxy_from_environment
+            && ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"]
+                .iter()
+                .any(named)
     }
 }
 
@@ -132,28 +185,14 @@ fn read_netrc(path: &Path) -> Result<Netrc, SubstituterError> {
     }
 }
 
-fn client(options: &HttpOptions) -> Result<(Client, Option<String>), SubstituterError> {
+/// The certificates that are named, by the options or in Nix's way; `None`: the system's count.
+fn named_certificates(options: &HttpOptions) -> Result<Option<Vec<Certificate>>, SubstituterError> {
     let given = options.ssl_cert_file.clone();
     let of_nix = || std::env::var_os("NIX_SSL_CERT_FILE").filter(|path| !path.is_empty());
-    if let Some(path) = given.or_else(|| of_nix().map(Into::into)) {
-        let certificates = certificates(&path)?;
-        let client = builder(options).tls_certs_only(certificates);
-        return Ok((client.build().map_err(unusable)?, None));
-    }
-    // The system's certificates, or SSL_CERT_FILE and SSL_CERT_DIR (rustls-native-certs).
-    match builder(options).build() {
-        Ok(client) => Ok((client, None)),
-        // A bare container has none. Plain http and file caches must still work there.
-        Err(error) => {
-            let none: [Certificate; 0] = [];
-            let client = builder(options)
-                .tls_certs_only(none)
-                .build()
-                .map_err(unusable)?;
-            let reason = format!("{}; install ca-certificates", innermost(&error));
-            Ok((client, Some(reason)))
-        }
-    }
+    given
+        .or_else(|| of_nix().map(Into::into))
+        .map(|path| certificates(&path))
+        .transpose()
 }
 
 fn builder(options: &HttpOptions) -> ClientBuilder {

@@ -11,7 +11,8 @@ use std::{
 
 use crate::{
     corpus,
-    mounted::{Mounted, Setup, run, wait_until},
+    mounted::{Mounted, Setup, read_json, run, wait_until},
+    truth,
 };
 
 /// A program in a mount namespace of its own, in which `/nix/store` is this mount.
@@ -68,6 +69,30 @@ print(json.dumps({'sum': db.execute('select sum(n) from t').fetchone()[0],
     assert_eq!(found, wanted);
     let (fetched, size) = fetched(&mounted);
     assert!(fetched > 0 && fetched < size, "{fetched} of {size}");
+}
+
+#[test]
+fn libraries_of_a_programs_modules_are_fetched_unasked() {
+    let mounted = mount("zstd");
+    let root = corpus::store_path("python3.11");
+    let mut command = from_the_mount(&mounted, &root.join("bin/python3.11"));
+    command.args(["-I", "-c", "pass"]);
+    run(command);
+    let closure = truth::closure(&root);
+    let status = |name: &str| {
+        let of_this_name = |path: &&String| path.contains(name);
+        let path = closure.iter().find(of_this_name).expect("in the closure");
+        mounted.status_file(Path::new(path))
+    };
+    // The modules that name these were not imported.
+    for name in ["-openssl-", "-sqlite3-"] {
+        wait_until(name, || {
+            status(name).exists() && read_json(&status(name))["verified"] == true
+        });
+    }
+    mounted.wait_until_idle();
+    // No module names this one, only a library that one names.
+    assert_eq!(read_json(&status("-krb5-"))["fetchedSize"], 0);
 }
 
 fn sha256_of_narfs() -> String {

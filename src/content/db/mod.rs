@@ -21,6 +21,7 @@
 //! a thousand callers cost one sync, and no transaction is ever open while something slow happens. Reads run on the
 //! caller's thread, from the last commit.
 
+mod backend;
 mod cache_infos;
 mod facts;
 mod narinfos;

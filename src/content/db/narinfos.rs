@@ -43,7 +43,7 @@ impl Db {
         now: u64,
     ) -> Pending<()> {
         let substituter = substituter.to_owned();
-        self.writer.submit(move |txn| {
+        self.writer.submit_in_company(move |txn| {
             let mut table = txn.open_table(NARINFOS)?;
             for (hash, text) in &answers {
                 table.insert(

@@ -9,7 +9,10 @@ use std::{
 
 use redb::{Builder, Database, ReadableDatabase};
 
-use super::{META, SCHEMA, USES, cache_infos, facts, narinfos, roots, sheltered, slots, views};
+use super::{
+    META, SCHEMA, USES, backend::Backend, cache_infos, facts, narinfos, roots, sheltered, slots,
+    views,
+};
 use crate::content::ContentError;
 
 /// Memory for pages of the database, in bytes. Lookups are few (the store keeps what it uses), and the page cache
@@ -87,7 +90,14 @@ fn attempt(path: &Path) -> Result<Database, Fault> {
         .mode(0o600)
         .open(path)
         .map_err(redb::Error::Io)?;
-    let database = sheltered(|| Ok(Builder::new().set_cache_size(CACHE).create_file(file)?))?;
+    // Nothing is lost with a database that nobody was told anything from: a new one is durable with what is first
+    // written to it. A power cut before that leaves one that may have to be put aside.
+    let begins = file.metadata().map_err(redb::Error::Io)?.len() == 0;
+    let (backend, syncs) = Backend::new(file, !begins).map_err(redb::Error::from)?;
+    let database = sheltered(|| {
+        let mut builder = Builder::new();
+        Ok(builder.set_cache_size(CACHE).create_with_backend(backend)?)
+    })?;
     let schema = sheltered(|| {
         let txn = database.begin_read()?;
         match txn.open_table(META) {
@@ -112,6 +122,7 @@ fn attempt(path: &Path) -> Result<Database, Fault> {
             sheltered(|| make_tables(&database, first_slot, first_view))?;
         }
     }
+    syncs.begin();
     Ok(database)
 }
 

@@ -86,7 +86,8 @@ impl Spare {
             return Err(full());
         }
         file.write_all_at(&encode(slot, path), (self.given.len() * RECORD) as u64)?;
-        file.sync_data()?;
+        // The first time also its size and name.
+        file.sync_all()?;
         self.floor = self.floor.max(u64::from(slot) + 1);
         self.given.push((slot, path.clone()));
         Ok(())
@@ -122,8 +123,8 @@ fn open(path: &Path) -> io::Result<File> {
     let whole = (RECORDS * RECORD) as u64;
     if file.metadata()?.len() < whole {
         // Written, and not only reserved: then a record needs no block, and no change of what the file system knows.
+        // The first record is synced, and takes all of it along.
         file.write_all_at(&vec![0; RECORDS * RECORD], 0)
-            .and_then(|()| file.sync_all())
             .inspect_err(|_| drop(file.set_len(0)))?;
     }
     Ok(file)

@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::{Arc, mpsc},
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use redb::WriteTransaction;
@@ -15,6 +16,10 @@ use crate::content::ContentError;
 
 /// Most writes in one transaction: bounds how long the first of them waits for the others.
 const MOST_IN_ONE: usize = 1024;
+
+/// How long a write that can wait does so for one that can't, to share its sync. Longer than what is between a
+/// path's narinfo and its slot; short, because until then a restart would ask for it again.
+const WAITS_FOR_COMPANY: Duration = Duration::from_millis(10);
 
 /// What a write says when it is done: the inner error is the caller's alone and changed nothing.
 pub(super) type Outcome<T> = Result<Result<T, ContentError>, redb::Error>;
@@ -45,17 +50,23 @@ impl<T: Send + 'static> IntoFuture for Pending<T> {
 
 /// A write and where its answer goes.
 trait Job: Send {
+    fn can_wait(&self) -> bool;
     fn apply(&mut self, txn: &WriteTransaction) -> Result<(), redb::Error>;
     fn answer(self: Box<Self>, committed: Result<(), ContentError>);
 }
 
 struct Op<T, F> {
+    can_wait: bool,
     work: Option<F>,
     value: Option<Result<T, ContentError>>,
     reply: oneshot::Sender<Result<T, ContentError>>,
 }
 
 impl<T: Send, F: FnOnce(&WriteTransaction) -> Outcome<T> + Send> Job for Op<T, F> {
+    fn can_wait(&self) -> bool {
+        self.can_wait
+    }
+
     fn apply(&mut self, txn: &WriteTransaction) -> Result<(), redb::Error> {
         if let Some(work) = self.work.take() {
             self.value = Some(work(txn)?);
@@ -95,10 +106,28 @@ impl Writer {
         T: Send + 'static,
         F: FnOnce(&WriteTransaction) -> Outcome<T> + Send + 'static,
     {
+        self.enqueue(work, false)
+    }
+
+    /// As [`Writer::submit`], for what nobody waits for.
+    pub(super) fn submit_in_company<T, F>(&self, work: F) -> Pending<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&WriteTransaction) -> Outcome<T> + Send + 'static,
+    {
+        self.enqueue(work, true)
+    }
+
+    fn enqueue<T, F>(&self, work: F, can_wait: bool) -> Pending<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&WriteTransaction) -> Outcome<T> + Send + 'static,
+    {
         let (reply, pending) = oneshot::channel();
         if let Some(jobs) = &self.jobs {
             // If the thread is gone, the job is dropped and with it `reply`: the caller is told.
             let _ = jobs.send(Box::new(Op {
+                can_wait,
                 work: Some(work),
                 value: None,
                 reply,
@@ -120,7 +149,20 @@ impl Drop for Writer {
 fn run(core: &Core, queue: &mpsc::Receiver<Box<dyn Job>>) {
     while let Ok(first) = queue.recv() {
         let mut jobs = vec![first];
-        jobs.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(MOST_IN_ONE - 1));
+        let more = |jobs: &mut Vec<_>| {
+            let room = MOST_IN_ONE - jobs.len();
+            jobs.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(room));
+        };
+        more(&mut jobs);
+        let begun = Instant::now();
+        while jobs.len() < MOST_IN_ONE && jobs.iter().all(|job| job.can_wait()) {
+            let left = WAITS_FOR_COMPANY.saturating_sub(begun.elapsed());
+            match queue.recv_timeout(left) {
+                Ok(job) => jobs.push(job),
+                Err(_) => break,
+            }
+        }
+        more(&mut jobs);
         let outcome =
             sheltered(|| core.write(|txn| jobs.iter_mut().try_for_each(|job| job.apply(txn))));
         let error = outcome.err().map(|e| ContentError::database(&core.path, e));

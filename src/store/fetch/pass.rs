@@ -183,7 +183,7 @@ impl Core {
                                 return Ok(Downloaded::All);
                             }
                             Ok(Some(mut chunk)) => {
-                                transfer.set_flows(true);
+                                transfer.set_flows(!body.ends_soon());
                                 self.counters.fetched.add(chunk.len() as u64);
                                 let cut = skip.min(chunk.len() as u64);
                                 bytes::Buf::advance(&mut chunk, cut as usize);

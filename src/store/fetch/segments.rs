@@ -21,6 +21,11 @@ const SMALLEST: u64 = 1 << 20;
 /// Largest segment, in bytes. Two of them under way fill a link of 1 Gbit/s and 60 ms.
 const LARGEST: u64 = 4 << 20;
 
+/// A stream with so few bytes to come ends soon, in bytes: at 200 Mbit/s, in 20 ms.
+const LAST_BYTES: u64 = 512 << 10;
+/// That is said of files from here on, in bytes: a smaller one as a whole is as good as its last bytes.
+const HAS_LAST_BYTES: u64 = 4 * LAST_BYTES;
+
 /// A file from some offset on, as one body.
 pub(super) struct Segments {
     source: Arc<Source>,
@@ -88,6 +93,14 @@ impl Segments {
         if let Some(validator) = self.body.validator.take() {
             self.validator = Some(validator);
         }
+    }
+
+    /// Whether the last bytes are on the way: who is asked for now begins to come when they have come.
+    pub fn ends_soon(&self) -> bool {
+        self.total.is_some_and(|total| {
+            total >= HAS_LAST_BYTES
+                && total.saturating_sub(self.body.start + self.got) <= LAST_BYTES
+        })
     }
 
     /// Where the next segment begins; `None` if this is the last.

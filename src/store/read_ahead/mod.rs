@@ -7,21 +7,20 @@
 //! fetched in the read-ahead lane, and so on for each of them. That is no guess: it is what the
 //! loader is about to open.
 //!
-//! What a program loads later by itself (Python's extension modules, an image tool's coders) it
-//! has in its own store path. Once that is here, what these modules name is fetched too if it is
-//! [small](SMALL_FILE): less on the link than the round trip it saves. Fetching the large ones
-//! too cost a start more time than it saved, measured with python3.11.
+//! What a program loads later by itself is in `modules.rs`.
 
 mod elf;
+mod modules;
 
 use std::{
     collections::HashSet,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{
     Core, Lane, Path, Slot,
-    fetch::{Delivered, Want},
+    fetch::{Delivered, Nar, Want},
 };
 use crate::{
     nix::StorePath,
@@ -30,11 +29,6 @@ use crate::{
 
 /// Images above this are left to their readers, in bytes: to be parsed, one is held in memory.
 const LARGEST_IMAGE: u64 = 64 << 20;
-/// Modules above this are not looked into, in bytes: modules are small, and there may be many.
-const LARGEST_MODULE: u64 = 4 << 20;
-/// What a module names is fetched before it is asked for if it comes in so many bytes: less than
-/// a link of 100 Mbit/s carries in a round trip of 20 ms.
-const SMALL_FILE: u64 = 128 << 10;
 /// Links followed for one name; as many as the kernel follows.
 const MAX_LINKS: u32 = 40;
 /// Longest first line of a script, in bytes, as the kernel has it (`BINPRM_BUF_SIZE`).
@@ -70,8 +64,7 @@ impl Core {
     /// Fetches what a file names, and then what its modules name if it is a program.
     async fn follow(self: Arc<Self>, first: Target) {
         self.fetch_named(vec![first.clone()], u64::MAX).await;
-        let modules = self.named_by_modules(first).await;
-        self.fetch_named(modules, SMALL_FILE).await;
+        self.follow_modules(first).await;
     }
 
     /// Fetches files and what they name, breadth first as a loader does, in NARs of at most
@@ -82,7 +75,7 @@ impl Core {
         let mut running = tokio::task::JoinSet::new();
         let step = |target: Target| {
             let core = self.clone();
-            async move { core.named_by(target).await }
+            async move { core.named_by(target, Lane::ReadAhead).await }
         };
         for target in targets
             .into_iter()
@@ -99,9 +92,9 @@ impl Core {
         }
     }
 
-    /// Brings a file and says which files it names.
-    async fn named_by(self: &Arc<Self>, (path, entry): Target) -> Vec<Target> {
-        let Some(image) = self.bring(&path, entry).await else {
+    /// Brings a file in `lane` and says which files it names.
+    async fn named_by(self: &Arc<Self>, (path, entry): Target, lane: Lane) -> Vec<Target> {
+        let Some(image) = self.bring(&path, entry, lane).await else {
             return Vec::new();
         };
         let directory = path.tree.path_of(path.tree.parent(entry));
@@ -138,43 +131,31 @@ impl Core {
         found
     }
 
-    /// The files that the modules of a program name.
-    async fn named_by_modules(self: &Arc<Self>, (path, entry): Target) -> Vec<Target> {
-        let mut found = Vec::new();
-        let Some(image) = self.bring(&path, entry).await else {
-            return found;
-        };
-        let is_program = elf::needs(&image).is_some_and(|needs| needs.interpreter.is_some());
-        let Ok(nar) = self.nar_of(&path) else {
-            return found;
-        };
-        // Where parts can be fetched apart, the modules that are used come when they are.
-        if !is_program || !nar.is_streamed() {
-            return found;
-        }
-        if self
-            .ensure(&nar, Want::Verified, Lane::Background)
-            .await
-            .is_err()
-        {
-            return found;
-        }
-        for module in (0..path.tree.len()).map(EntryIndex) {
-            let looked_into = match path.tree.node(module) {
-                Some(Node::Regular { size, .. }) => size <= LARGEST_MODULE,
-                _ => false,
-            };
-            let is_library = path.tree.name(module).windows(3).any(|part| part == b".so");
-            if !looked_into || !is_library {
-                continue;
+    /// The whole of a file, fetched in `lane`.
+    async fn bring(
+        self: &Arc<Self>,
+        path: &Arc<Path>,
+        entry: EntryIndex,
+        lane: Lane,
+    ) -> Option<Vec<u8>> {
+        let (nar, range, delivered) = self.fetch_file(path, entry, lane).await?;
+        match delivered {
+            Delivered::Bytes(image) => Some(image),
+            Delivered::OnDisk => {
+                let mut image = vec![0; usize::try_from(range.end - range.start).ok()?];
+                nar.file.read_at(&mut image, range.start).ok()?;
+                Some(image)
             }
-            found.extend(self.named_by((path.clone(), module)).await);
         }
-        found
     }
 
-    /// The whole of a file, fetched in the read-ahead lane.
-    async fn bring(self: &Arc<Self>, path: &Arc<Path>, entry: EntryIndex) -> Option<Vec<u8>> {
+    /// Has a file fetched in `lane`: its NAR, and where it lies in it.
+    async fn fetch_file(
+        self: &Arc<Self>,
+        path: &Arc<Path>,
+        entry: EntryIndex,
+        lane: Lane,
+    ) -> Option<(Arc<Nar>, Range<u64>, Delivered)> {
         let Some(Node::Regular { size, offset, .. }) = path.tree.node(entry) else {
             return None;
         };
@@ -182,16 +163,9 @@ impl Core {
             return None;
         }
         let nar = self.nar_of(path).ok()?;
-        match self
-            .ensure(&nar, Want::Bytes(offset..offset + size), Lane::ReadAhead)
-            .await
-        {
-            Ok(Delivered::Bytes(image)) => Some(image),
-            Ok(Delivered::OnDisk) => {
-                let mut image = vec![0; usize::try_from(size).ok()?];
-                nar.file.read_at(&mut image, offset).ok()?;
-                Some(image)
-            }
+        let range = offset..offset + size;
+        match self.ensure(&nar, Want::Bytes(range.clone()), lane).await {
+            Ok(delivered) => Some((nar, range, delivered)),
             Err(error) => {
                 // Who really needs it will be told.
                 tracing::debug!(path = %path.store_path, %error, "not read ahead");

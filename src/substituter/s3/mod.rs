@@ -95,6 +95,11 @@ impl Bucket {
         })
     }
 
+    /// `https` or `http`.
+    pub(super) fn scheme(&self) -> &str {
+        self.base.scheme()
+    }
+
     /// The address of a file, as messages may show it.
     pub(super) fn plain(&self, file: &str) -> Result<Url, FetchFailure> {
         let key = self.key(file)?;
