@@ -3,6 +3,7 @@
 //! The way of a byte, from the cache up to the program that reads it:
 //!
 //! ```text
+//! metrics       what is measured: declarations, cells, Prometheus' text
 //! substituter   where bytes come from: http(s), file, s3; credentials, retries
 //! codec         how they are packed: xz, zstd, none, …; random access where the format allows it
 //! nix           what they mean: store paths, narinfos, signatures, listings, NARs (pure, no I/O)
@@ -28,6 +29,7 @@ pub mod demo;
 pub mod failure;
 pub mod fuse;
 pub mod image;
+pub mod metrics;
 pub mod nix;
 pub mod snapshotter;
 pub mod store;

@@ -48,6 +48,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Umount(args) => cli::umount::run(args),
         Command::Snapshotter(args) => cli::snapshotter::run(&config, args),
         Command::Status(args) => cli::status::run(&config, args),
+        Command::Bugreport(args) => cli::bugreport::run(&config, args),
+        Command::Top(args) => cli::top::run(&config, args),
         Command::Prefetch(args) => cli::prefetch::run(&config, args),
         Command::Ls(args) => cli::ls::run(&config, args),
         Command::Cat(args) => cli::cat::run(&config, args),

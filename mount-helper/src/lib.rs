@@ -8,6 +8,7 @@
 //! start.rs       from the command line to a mount that answers
 //! launch.rs      starting one daemon, as the user it is to be
 //! watch.rs       one daemon after the other, to the mount's end
+//! probe.rs       whether the mount answers
 //! refuse.rs      the answers while no daemon can be started
 //! control.rs     what `narfs status` and `narfs upgrade` ask
 //! notify.rs      systemd: readiness, watchdog, descriptor store
@@ -27,6 +28,7 @@ mod launch;
 mod mountpoint;
 mod notify;
 mod options;
+mod probe;
 mod process;
 mod refuse;
 mod start;
@@ -37,7 +39,8 @@ use std::fmt;
 pub use control::{SOCKET, Status, status, upgrade};
 pub use device::{Kept, mount, raise_read_ahead, send_again};
 pub use mountpoint::{
-    MountError, TYPE, check, force, mounted_by_narfs, mounted_device, unmount, unmount_dead,
+    MountError, TYPE, check, force, mounted_by_narfs, mounted_device, mountpoints, unmount,
+    unmount_dead,
 };
 pub use process::adopt;
 pub use start::{Called, run};

@@ -203,6 +203,15 @@ pub fn mounted_by_narfs(path: &Path) -> bool {
     mounted_device(path).is_some()
 }
 
+/// Everything that something is mounted on, as this process sees it.
+pub fn mountpoints() -> Vec<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let lines = table.lines();
+    lines
+        .filter_map(|line| line.split(' ').nth(4).map(unescape))
+        .collect()
+}
+
 /// The number of the topmost mount on `path`, `MAJOR:MINOR`, if it is one of narfs.
 pub fn mounted_device(path: &Path) -> Option<String> {
     // A dead mount can't be resolved, but its parent can.

@@ -11,14 +11,14 @@ use std::{
     io::Write,
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    process::{Pid, PidfdFlags, Signal, pidfd_open},
+    process::Signal,
 };
 
 use crate::{
@@ -26,7 +26,8 @@ use crate::{
     device::Kept,
     launch::{Daemon, Launch},
     mountpoint::{mounted_by_narfs, unmount},
-    notify::{self, Manager},
+    notify::Manager,
+    probe::{Answer, Prober},
     process::{Signals, leave_open},
     refuse::Refusing,
     say,
@@ -67,13 +68,6 @@ enum State {
     Refusing { until: Instant, refusing: Refusing },
 }
 
-/// A process that asks the mount.
-struct Probe {
-    child: Child,
-    end: OwnedFd,
-    since: Instant,
-}
-
 /// What is to be done next.
 enum Next {
     GoOn,
@@ -92,10 +86,7 @@ pub(crate) struct Helper {
     crashes: u32,
     starts: u64,
     reason: String,
-    probe: Option<Probe>,
-    probe_at: Instant,
-    /// Probes that were killed and may take their time.
-    left: Vec<Child>,
+    prober: Prober,
     /// Whether a daemon has served.
     served: bool,
 }
@@ -109,6 +100,12 @@ impl Helper {
     ) -> Result<Self, Failure> {
         let signals = Signals::new().map_err(|e| Failure::system("signals", e))?;
         let now = Instant::now();
+        let prober = Prober::new(
+            start.called.clone(),
+            start.mountpoint.clone(),
+            start.watchdog,
+            manager.watchdog,
+        );
         Ok(Self {
             launch,
             kept,
@@ -120,9 +117,7 @@ impl Helper {
             crashes: 0,
             starts: 0,
             reason: String::new(),
-            probe: None,
-            probe_at: now,
-            left: Vec::new(),
+            prober,
             served: false,
         })
     }
@@ -162,8 +157,7 @@ impl Helper {
             refusing.answer();
         }
         self.watch(woken.probed);
-        self.left
-            .retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+        self.prober.collect();
         let alone = !matches!(self.state, State::Running(_));
         match alone && self.kept.is_gone() {
             true => Ok(Next::End),
@@ -227,8 +221,8 @@ impl Helper {
             }
             State::Waiting { .. } => {}
         }
-        if let Some(probe) = &self.probe {
-            add(Kind::Probed, PollFd::new(&probe.end, PollFlags::IN));
+        if let Some(probe) = self.prober.descriptor() {
+            add(Kind::Probed, PollFd::new(probe, PollFlags::IN));
         }
         let (kinds, mut descriptors): (Vec<_>, Vec<_>) = watched.into_iter().unzip();
         match poll(&mut descriptors, Some(&timeout)) {
@@ -252,11 +246,7 @@ impl Helper {
             State::Running(daemon) if !daemon.serves => {
                 at = at.min(daemon.started + self.start.ready_timeout);
             }
-            State::Running(_) if !self.start.watchdog.is_zero() => {
-                let asked = self.probe.as_ref().map(|probe| probe.since);
-                at = at.min(asked.map_or(self.probe_at, |since| since + self.start.watchdog));
-            }
-            State::Running(_) => {}
+            State::Running(_) => at = self.prober.next_look().map_or(at, |look| at.min(look)),
         }
         at
     }
@@ -270,7 +260,7 @@ impl Helper {
             return;
         }
         let (pid, after) = (daemon.pid, daemon.started.elapsed());
-        self.probe_at = Instant::now() + self.probe_every();
+        self.prober.begin();
         if !std::mem::replace(&mut self.served, true) {
             self.open_control();
             self.announce();
@@ -320,7 +310,7 @@ impl Helper {
         };
         let (pid, lived, serves) = (daemon.pid, daemon.started.elapsed(), daemon.serves);
         let (status, reason) = daemon.collect();
-        self.stop_probe();
+        self.prober.stop();
         if self.kept.is_gone() {
             return Ok(Next::End);
         }
@@ -422,7 +412,7 @@ impl Helper {
     fn upgrade(&mut self, program: &Path) {
         say(format_args!("going on with {}", program.display()));
         self.stop_daemon();
-        self.stop_probe();
+        self.prober.stop();
         self.crashes = 0;
         self.launch.program = program.to_owned();
         self.state = State::Waiting {
@@ -498,22 +488,13 @@ impl Helper {
         let _ = daemon.collect();
     }
 
-    fn probe_every(&self) -> Duration {
-        let own = self.start.watchdog / 3;
-        // Half of it is what sd_watchdog_enabled(3) advises; the answer takes its time too.
-        self.manager
-            .watchdog
-            .map_or(own, |wanted| own.min(wanted / 3))
-    }
-
     /// Whether the mount answers, and what follows from that.
     fn watch(&mut self, probed: bool) {
-        let now = Instant::now();
         let State::Running(daemon) = &self.state else {
             return;
         };
         if !daemon.serves {
-            if now >= daemon.started + self.start.ready_timeout {
+            if daemon.started.elapsed() >= self.start.ready_timeout {
                 say(format_args!(
                     "process {} does not come to serve, and is killed",
                     daemon.pid
@@ -522,61 +503,17 @@ impl Helper {
             }
             return;
         }
-        if self.start.watchdog.is_zero() {
-            return;
-        }
-        match &mut self.probe {
-            Some(probe) if probed => {
-                let answers = probe.child.wait().is_ok_and(|status| status.success());
-                self.probe = None;
-                self.probe_at = now + self.probe_every();
-                if answers {
-                    self.manager.tell("WATCHDOG=1");
-                }
-            }
-            Some(probe) if now >= probe.since + self.start.watchdog => {
+        match self.prober.look(probed) {
+            Answer::Open => {}
+            Answer::Good => self.manager.tell("WATCHDOG=1"),
+            Answer::Late => {
                 say(format_args!(
                     "process {} gave no answer for {} s, and is killed",
                     daemon.pid,
                     self.start.watchdog.as_secs_f32()
                 ));
                 daemon.signal(Signal::KILL);
-                self.stop_probe();
-                self.probe_at = now + self.probe_every();
             }
-            None if now >= self.probe_at => match self.begin_probe() {
-                Ok(probe) => self.probe = Some(probe),
-                Err(error) => {
-                    say(format_args!("the mount can't be asked: {error}"));
-                    self.probe_at = now + self.probe_every();
-                }
-            },
-            _ => {}
-        }
-    }
-
-    /// Asked by another process: one that is killed while it waits for its own mount is never gone,
-    /// and neither is the mount.
-    fn begin_probe(&self) -> std::io::Result<Probe> {
-        let called = &self.start.called;
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0(&called.name).args(&called.before);
-        command.arg("--probe").arg(&self.start.mountpoint);
-        notify::hide_from(&mut command);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
-        let end = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
-        Ok(Probe {
-            child,
-            end,
-            since: Instant::now(),
-        })
-    }
-
-    fn stop_probe(&mut self) {
-        if let Some(mut probe) = self.probe.take() {
-            // It may be waiting for the next daemon's answer, and ends with that.
-            let _ = probe.child.kill();
-            self.left.push(probe.child);
         }
     }
 }

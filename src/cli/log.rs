@@ -1,6 +1,10 @@
-//! Log lines on standard error.
+//! Log lines on standard error, or in the system's journal.
 
-use tracing_subscriber::{EnvFilter, fmt};
+mod repeats;
+
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 use super::{
     Exit, Failure,
@@ -19,21 +23,45 @@ pub fn init(config: &Config, serves: bool) -> Result<(), Failure> {
         Origin::Default if !serves => EnvFilter::new(BRIEF),
         _ => filter(config)?,
     };
-    let builder = fmt()
-        .with_env_filter(filter)
+    // A command that does one thing says each thing once.
+    let repeats = serves.then(repeats::Repeats::default);
+    let started = tracing_subscriber::registry()
+        .with(lines(config)?)
+        .with(filter)
+        .with(repeats.clone())
+        .try_init();
+    started.map_err(|error| {
+        Failure::new(Exit::Failure, "logging cannot be started").because(&error)
+    })?;
+    if let Some(repeats) = repeats {
+        repeats.tell();
+    }
+    Ok(())
+}
+
+/// What makes lines of events.
+fn lines(config: &Config) -> Result<Box<dyn Layer<Registry> + Send + Sync>, Failure> {
+    let lines = fmt::layer()
         .with_writer(|| LogWriter)
         // A line that can't be written, on a full disk mostly, is lost. Complaining about that on
         // standard error, which is the same file, would panic and take a fetch along.
         .log_internal_errors(false);
-    let started = match config.log_format {
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        LogFormat::Text => builder
+    Ok(match config.log_format {
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => lines
             .with_ansi(Terminal::of_stderr(config.color).color)
             .with_target(false)
-            .try_init(),
-    };
-    started.map_err(|error| {
-        Failure::new(Exit::Failure, "logging cannot be started").because(error.as_ref())
+            .boxed(),
+        LogFormat::Journald => {
+            let journal = tracing_journald::layer().map_err(|error| {
+                let what = "the system's journal can't be reached (log-format is journald)";
+                Failure::new(Exit::System, what)
+                    .because(&error)
+                    .hint("log-format = \"text\" or \"json\" writes to standard error")
+            })?;
+            let journal = journal.with_syslog_identifier("narfs".into());
+            journal.with_field_prefix(Some("NARFS".into())).boxed()
+        }
     })
 }
 

@@ -6,6 +6,7 @@
 
 use clap::{Parser, Subcommand};
 
+pub mod bugreport;
 pub mod cat;
 pub mod check;
 pub mod config;
@@ -32,6 +33,7 @@ pub mod settings;
 pub mod snapshotter;
 pub mod status;
 pub mod store_path;
+pub mod top;
 pub mod umount;
 pub mod upgrade;
 
@@ -79,6 +81,7 @@ pub enum Command {
     Upgrade(upgrade::UpgradeArgs),
     Snapshotter(snapshotter::SnapshotterArgs),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
     Prefetch(prefetch::PrefetchArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
@@ -90,6 +93,7 @@ pub enum Command {
     Image(image::ImageArgs),
     Config(config::ConfigArgs),
     ContainerdConfig(containerd_config::ContainerdConfigArgs),
+    Bugreport(bugreport::BugreportArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
     #[command(hide = true)]

@@ -39,7 +39,7 @@ Files:
   ROOT/snapshots.redb   what is known of each snapshot
   ROOT/snapshots/       what containers and ordinary layers hold
   ROOT/mnt              the mounted store; views/ in it has a directory for each Nix layer
-  ROOT/admin.sock       GET /ready and /live
+  ROOT/admin.sock       GET /ready, /live, /metrics, /status.json and /debug/inflight
   ROOT/control.sock     for narfs status, prefetch and gc with --state-dir ROOT
 
 Examples:

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    AllowOther, ByteSize, CacheConfig, Color, LogFormat, OpenMode, Origin, Quota, Secrets, Threads,
-    TimeToLive, TrustedKeyTexts, Verify,
+    AllowOther, ByteSize, CacheConfig, Color, Listen, LogFormat, OpenMode, Origin, Quota, Secrets,
+    Threads, TimeToLive, TrustedKeyTexts, Verify,
     value::{BadValue, Context, Value},
 };
 
@@ -209,11 +209,16 @@ settings! {
     /// /etc/fuse.conf has user_allow_other.
     allow_other: AllowOther = "allow-other", "NARFS_ALLOW_OTHER", "allow-other", false, "auto";
 
+    /// A loopback address on which metrics, readiness and what goes on can be asked for over HTTP,
+    /// besides admin.sock in the state directory.
+    metrics_listen: Listen = "metrics-listen", "NARFS_METRICS_LISTEN", "metrics-listen", false, "none";
+
     /// What is logged to standard error: a level (error, warn, info, debug, trace) or levels by
     /// part of the program, such as warn,narfs::substituter=debug.
     log: String = "log", "NARFS_LOG", "log", true, "warn,narfs=info";
 
-    /// How log lines look: text for people, json for collectors.
+    /// How log lines look: text for people, json for collectors; journald sends them to the system's
+    /// journal, with fields.
     log_format: LogFormat = "log-format", "NARFS_LOG_FORMAT", "log-format", true, "text";
 
     /// Whether output has colours; auto means on a terminal, unless NO_COLOR is set.

@@ -1,6 +1,6 @@
 //! The types of settings that have a few values with names.
 
-use std::{fmt, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use super::{
     Secrets, units,
@@ -74,6 +74,8 @@ choice! {
         Text = "text",
         /// One JSON object a line.
         Json = "json",
+        /// To the system's journal, with fields.
+        Journald = "journald",
     }
 }
 
@@ -184,6 +186,43 @@ impl Value for Quota {
             Self::Bytes(bytes) => ByteSize(*bytes).to_toml(secrets),
             Self::PerCent(part) => format!("{part}%").into(),
         }
+    }
+}
+
+/// A loopback address to listen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(Option<SocketAddr>);
+
+impl Listen {
+    /// The address, if there is one.
+    pub fn address(self) -> Option<SocketAddr> {
+        self.0
+    }
+}
+
+impl Value for Listen {
+    const KIND: Kind = Kind::Listen;
+
+    fn from_text(text: &str, _: Context<'_>) -> Result<Self, BadValue> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Ok(Self(Some(address))),
+            // Whoever can connect sees the names of store paths and programs.
+            Ok(address) => Err(BadValue::new(format!(
+                "{address} is no loopback address: what is shown there is not for others; use 127.0.0.1:PORT or \
+                 [::1]:PORT, and a proxy that checks who asks"
+            ))),
+            Err(_) => Err(BadValue::new(format!(
+                "{text:?} is no address: write \"127.0.0.1:9633\", \"[::1]:9633\" or none"
+            ))),
+        }
+    }
+
+    fn to_toml(&self, _: Secrets) -> toml::Value {
+        self.0
+            .map_or_else(|| "none".into(), |a| a.to_string().into())
     }
 }
 

@@ -64,6 +64,8 @@ pub enum Kind {
     Quota,
     /// A whole number, or auto.
     Threads,
+    /// A loopback address with a port, or none.
+    Listen,
     /// A path.
     Path,
     /// A path, or nothing.
@@ -91,6 +93,7 @@ impl Kind {
                 "a size with a unit (KiB, MiB, GiB, TiB, KB, …), a number of bytes, a part of the file system (20%), or none".into()
             }
             Self::Threads => format!("a whole number from 1 to {MAX_COUNT}, or auto"),
+            Self::Listen => "a loopback address with a port (127.0.0.1:9633), or none".into(),
             Self::Path | Self::OptionalPath => "a path".into(),
             Self::Choice([only]) => (*only).into(),
             Self::Choice([first @ .., last]) => format!("{} or {last}", first.join(", ")),
@@ -108,6 +111,7 @@ impl Kind {
             Self::Count | Self::Threads => "N",
             Self::Duration => "TIME",
             Self::Size | Self::Quota => "SIZE",
+            Self::Listen => "ADDRESS",
             Self::Path => "DIR",
             Self::OptionalPath => "FILE",
             Self::Choice(_) => "WHICH",

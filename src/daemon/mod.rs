@@ -7,6 +7,8 @@
 //! protocol.rs  what is said over the control socket
 //! server.rs    the socket              service.rs   what is answered, with a store at hand
 //! client.rs    the other end: a running daemon, or the store opened on the spot
+//! admin/       HTTP: metrics, readiness, what goes on
+//! socket.rs    a private socket that is made again when it vanishes
 //! keeper.rs    a mount that outlives the process
 //! memory.rs    what the process keeps for itself
 //! spawn.rs     a daemon in the background
@@ -15,6 +17,7 @@
 //! namespace.rs a private /nix/store for one program (`narfs run`)
 //! ```
 
+pub mod admin;
 pub mod client;
 pub mod keeper;
 mod memory;
@@ -26,9 +29,12 @@ pub mod scratch;
 mod serve;
 mod server;
 mod service;
+mod socket;
 pub mod spawn;
 mod terms;
 
+pub use admin::METRICS;
+pub(crate) use admin::{Admin, Check, Office, answers};
 pub(crate) use memory::limit_arenas;
 pub(crate) use open::limits;
 pub use open::{open_store, open_store_in, runtime};
@@ -37,4 +43,5 @@ pub(crate) use serve::{
 };
 pub use serve::{Serve, serve};
 pub(crate) use server::Server;
+pub(crate) use socket::{Socket, check_free};
 pub use terms::Terms;

@@ -18,7 +18,12 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{Terms, memory, open_store, runtime, server::Server};
+use super::{
+    Terms,
+    admin::{Admin, Check, Office},
+    memory, open_store, runtime,
+    server::Server,
+};
 use crate::{
     config::{AllowOther, Config},
     content::ContentError,
@@ -70,6 +75,8 @@ pub(crate) struct Shared {
     /// When the last client or mount went.
     pub last_use: Mutex<Instant>,
     pub terms: Terms,
+    /// When it opened its store.
+    pub begun: Instant,
     pub signals: mpsc::UnboundedSender<Signal>,
 }
 
@@ -87,11 +94,13 @@ impl Shared {
                 allow_other: allow_other(config.allow_other),
                 threads: config.fuse_threads.count() as usize,
                 layout,
+                upcalls: Arc::default(),
             },
             mounts: AtomicUsize::new(0),
             clients: AtomicUsize::new(0),
             last_use: Mutex::new(Instant::now()),
             terms: Terms::of(config),
+            begun: Instant::now(),
             signals,
         };
         (Arc::new(shared), received)
@@ -156,6 +165,7 @@ struct Running {
     shared: Arc<Shared>,
     signals: mpsc::UnboundedReceiver<Signal>,
     server: Server,
+    admin: Admin,
     mountpoint: Option<PathBuf>,
     /// Its mount outlives it.
     kept: bool,
@@ -183,10 +193,16 @@ fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running
         };
         shared.adopt(mount.map_err(mount_failure)?);
     }
+    let office = Office {
+        shared: shared.clone(),
+        checks: what.mountpoint.iter().cloned().map(Check::Mount).collect(),
+        sources: Vec::new(),
+    };
     let running = Running {
         shared,
         signals,
         server,
+        admin: Admin::start(config, office)?,
         mountpoint: what.mountpoint.clone(),
         kept,
     };
@@ -232,7 +248,9 @@ impl Running {
         tracing::info!(why, "ending");
         self.unmount();
         self.server.stop();
-        end_runtime(runtime, self.kept && self.mounts() > 0);
+        let mount_is_left = self.kept && self.mounts() > 0;
+        self.admin.stop();
+        end_runtime(runtime, mount_is_left);
         if let Err(error) = self.shared.store.flush() {
             tracing::warn!(%error, "not everything that was fetched could be made durable");
         }

@@ -96,6 +96,7 @@ impl Stage {
                 allow_other: true,
                 threads: THREADS,
                 layout: fuse::Layout::Store,
+                upcalls: Arc::default(),
             };
             Mount::serve(&serving, device, &options)?;
             fuse::raise_read_ahead(&at);

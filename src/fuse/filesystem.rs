@@ -1,6 +1,6 @@
 //! The callbacks of a mount: each asks the store and hands its answer to the reply.
 
-use std::{cell::RefCell, ffi::OsStr, io, os::unix::ffi::OsStrExt, time::Duration};
+use std::{cell::RefCell, ffi::OsStr, io, os::unix::ffi::OsStrExt, sync::Arc, time::Duration};
 
 use fuser::{
     Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
@@ -10,9 +10,12 @@ use fuser::{
 
 use super::{
     convert::{NEVER_THERE, NOT_THERE_NOW, errno, file_attr, file_type, nothing, time_to_live},
-    mount::Layout,
+    mount::{Layout, MountOptions},
+    upcalls::{Asked, Opcode, Upcalls},
 };
-use crate::store::{Attr, Directory, Found, Kind, Lasts, NodeId, Step, Store, StoreError};
+use crate::store::{
+    ATTRIBUTE_PREFIX, Attr, Directory, Found, Kind, Lasts, NodeId, Step, Store, StoreError,
+};
 
 /// Requests the kernel may have under way for read-ahead and the like. A reader of many files
 /// over a slow link needs as many as there are connections, several times over.
@@ -26,35 +29,82 @@ const BLOCK: u64 = 4096;
 pub(super) struct StoreFs {
     store: Store,
     layout: Layout,
+    upcalls: Arc<Upcalls>,
 }
 
+/// A reply that can be an error.
+trait Refuse: Send + 'static {
+    fn refuse(self, errno: Errno);
+}
+
+macro_rules! refuse {
+    ($($reply:ty),+) => {
+        $(impl Refuse for $reply {
+            fn refuse(self, errno: Errno) {
+                self.error(errno);
+            }
+        })+
+    };
+}
+
+refuse!(
+    ReplyEntry,
+    ReplyAttr,
+    ReplyData,
+    ReplyDirectory,
+    ReplyDirectoryPlus
+);
+
 impl StoreFs {
-    pub(super) fn new(store: Store, layout: Layout) -> Self {
-        Self { store, layout }
+    pub(super) fn new(store: &Store, options: &MountOptions) -> Self {
+        Self {
+            store: store.clone(),
+            layout: options.layout,
+            upcalls: options.upcalls.clone(),
+        }
     }
 
     fn id(&self, ino: INodeNo) -> NodeId {
         self.layout.node(ino)
     }
 
+    /// A request about `ino` came.
+    fn comes(&self, opcode: Opcode, request: &Request, ino: INodeNo) -> Asked {
+        self.upcalls.comes(opcode, request, self.id(ino))
+    }
+
     /// Passes an answer on, now or when it comes.
     fn answer<T, R>(
         &self,
+        asked: Asked,
         step: Step<T>,
         reply: R,
-        done: impl FnOnce(R, Result<T, StoreError>) + Send + 'static,
+        done: impl FnOnce(R, T) + Send + 'static,
     ) where
         T: Send + 'static,
-        R: Send + 'static,
+        R: Refuse,
     {
         match step {
-            Step::Ready(result) => done(reply, result),
+            Step::Ready(Ok(found)) => done(reply, found),
+            Step::Ready(Err(error)) => self.refuse(reply, &error),
             Step::Wait(future) => {
-                self.store
-                    .runtime()
-                    .spawn(async move { done(reply, future.await) });
+                let waits = self.upcalls.waits(asked);
+                self.store.runtime().spawn(async move {
+                    match future.await {
+                        Ok(found) => done(reply, found),
+                        Err(error) => {
+                            waits.error(errno(&error));
+                            reply.refuse(errno(&error));
+                        }
+                    }
+                });
             }
         }
+    }
+
+    fn refuse(&self, reply: impl Refuse, error: &StoreError) {
+        self.upcalls.error(errno(error));
+        reply.refuse(errno(error));
     }
 }
 
@@ -84,47 +134,47 @@ impl Filesystem for StoreFs {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let layout = self.layout;
+        let mut asked = self.comes(Opcode::Lookup, req, parent);
         let step = self.store.lookup(self.id(parent), name.as_bytes());
-        self.answer(step, reply, move |reply, found| match found {
+        if matches!(step, Step::Wait(_)) {
+            asked = asked.named(name.as_bytes());
+        }
+        self.answer(asked, step, reply, move |reply, found| match found {
             // A name leads to the same node for ever, even where the node's attributes change.
-            Ok(Found::Node(attr)) => {
+            Found::Node(attr) => {
                 let (name, attr_ttl) = (time_to_live(Lasts::Forever), time_to_live(attr.lasts));
                 let attr = file_attr(&attr, layout.ino(attr.node));
                 reply.entry_with_ttls(&name, &attr_ttl, &attr, Generation(0));
             }
-            Ok(Found::Never) => reply.entry(&NEVER_THERE, &nothing(), Generation(0)),
-            Ok(Found::NotNow) => reply.entry(&NOT_THERE_NOW, &nothing(), Generation(0)),
-            Err(error) => reply.error(errno(&error)),
+            Found::Never => reply.entry(&NEVER_THERE, &nothing(), Generation(0)),
+            Found::NotNow => reply.entry(&NOT_THERE_NOW, &nothing(), Generation(0)),
         });
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let asked = self.comes(Opcode::Getattr, req, ino);
         let attr = self.store.attr(self.id(ino));
-        self.answer(attr, reply, move |reply, attr| match attr {
-            Ok(attr) => reply.attr(&time_to_live(attr.lasts), &file_attr(&attr, ino)),
-            Err(error) => reply.error(errno(&error)),
+        self.answer(asked, attr, reply, move |reply, attr| {
+            reply.attr(&time_to_live(attr.lasts), &file_attr(&attr, ino));
         });
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.answer(
-            self.store.readlink(self.id(ino)),
-            reply,
-            |reply, target| match target {
-                Ok(target) => reply.data(&target),
-                Err(error) => reply.error(errno(&error)),
-            },
-        );
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let asked = self.comes(Opcode::Readlink, req, ino);
+        let target = self.store.readlink(self.id(ino));
+        self.answer(asked, target, reply, |reply, target| reply.data(&target));
     }
 
     /// Not needed, and said so: the kernel then opens without asking.
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.upcalls.counts(Opcode::Open);
         reply.error(Errno::ENOSYS);
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.upcalls.counts(Opcode::Opendir);
         reply.error(Errno::ENOSYS);
     }
 
@@ -142,7 +192,7 @@ impl Filesystem for StoreFs {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -155,18 +205,23 @@ impl Filesystem for StoreFs {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         let node = self.id(ino);
+        let asked = self.comes(Opcode::Read, req, ino);
         BUFFER.with_borrow_mut(
             |buffer| match self.store.read_now(node, offset, size, buffer) {
-                Some(Ok(())) => reply.data(buffer),
-                Some(Err(error)) => reply.error(errno(&error)),
+                Some(Ok(())) => {
+                    reply.data(buffer);
+                    self.upcalls.hit(&asked);
+                }
+                Some(Err(error)) => self.refuse(reply, &error),
                 None => {
                     let store = self.store.clone();
-                    self.store.runtime().spawn(async move {
-                        match store.read(node, offset, size).await {
-                            Ok(bytes) => reply.data(&bytes),
-                            Err(error) => reply.error(errno(&error)),
-                        }
-                    });
+                    let read = async move { store.read(node, offset, size).await };
+                    self.answer(
+                        asked.range(offset, size),
+                        Step::Wait(Box::pin(read)),
+                        reply,
+                        |reply, bytes| reply.data(&bytes),
+                    );
                 }
             },
         );
@@ -174,55 +229,46 @@ impl Filesystem for StoreFs {
 
     fn readdir(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
         let layout = self.layout;
-        self.answer(
-            self.store.directory(self.id(ino)),
-            reply,
-            move |mut reply, directory| match directory {
-                Ok(directory) => {
-                    fill(&directory, offset, |attr, next, name| {
-                        reply.add(layout.ino(attr.node), next, file_type(attr.kind), name)
-                    });
-                    reply.ok();
-                }
-                Err(error) => reply.error(errno(&error)),
-            },
-        );
+        let asked = self.comes(Opcode::Readdir, req, ino);
+        let directory = self.store.directory(self.id(ino));
+        self.answer(asked, directory, reply, move |mut reply, directory| {
+            fill(&directory, offset, |attr, next, name| {
+                reply.add(layout.ino(attr.node), next, file_type(attr.kind), name)
+            });
+            reply.ok();
+        });
     }
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
         let layout = self.layout;
-        self.answer(
-            self.store.directory(self.id(ino)),
-            reply,
-            move |mut reply, directory| match directory {
-                Ok(directory) => {
-                    fill(&directory, offset, |attr, next, name| {
-                        // One time-out is for name and attributes here, so the shorter of the two.
-                        let (ttl, ino) = (time_to_live(attr.lasts), layout.ino(attr.node));
-                        reply.add(ino, next, name, &ttl, &file_attr(attr, ino), Generation(0))
-                    });
-                    reply.ok();
-                }
-                Err(error) => reply.error(errno(&error)),
-            },
-        );
+        let asked = self.comes(Opcode::Readdirplus, req, ino);
+        let directory = self.store.directory(self.id(ino));
+        self.answer(asked, directory, reply, move |mut reply, directory| {
+            fill(&directory, offset, |attr, next, name| {
+                // One time-out is for name and attributes here, so the shorter of the two.
+                let (ttl, ino) = (time_to_live(attr.lasts), layout.ino(attr.node));
+                reply.add(ino, next, name, &ttl, &file_attr(attr, ino), Generation(0))
+            });
+            reply.ok();
+        });
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.upcalls.counts(Opcode::Statfs);
         let (bytes, entries) = self.store.extent();
         // Never zero: `df` leaves out what has no blocks.
         let blocks = bytes.div_ceil(BLOCK).max(1);
@@ -250,6 +296,7 @@ impl Filesystem for StoreFs {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
+        self.upcalls.counts(Opcode::Ioctl);
         reply.error(Errno::ENOTTY);
     }
 
@@ -263,23 +310,46 @@ impl Filesystem for StoreFs {
         _whence: i32,
         reply: ReplyLseek,
     ) {
+        self.upcalls.counts(Opcode::Lseek);
         reply.error(Errno::ENOSYS);
     }
 
-    /// There are none; said once, the kernel does not ask again.
-    fn getxattr(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _size: u32,
-        reply: ReplyXattr,
-    ) {
-        reply.error(Errno::ENOSYS);
+    /// `user.narfs.*`; all others are not there. Never ENOSYS: the kernel would not ask again for
+    /// any, in the whole life of the mount.
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.upcalls.counts(Opcode::Getxattr);
+        let prefix = ATTRIBUTE_PREFIX.as_bytes();
+        let Some(name) = name.as_bytes().strip_prefix(prefix) else {
+            return reply.error(Errno::NO_XATTR);
+        };
+        let attributes = self.store.attributes(self.id(ino));
+        let found = attributes.iter().find(|(n, _)| n.as_bytes() == name);
+        match found {
+            Some((_, value)) => sized(reply, size, value.as_bytes()),
+            None => reply.error(Errno::NO_XATTR),
+        }
     }
 
-    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.upcalls.counts(Opcode::Listxattr);
+        let mut names = Vec::new();
+        // Where overlays stand on this mount, what is listed would be copied with every file that
+        // a container changes, and be wrong from then on.
+        if self.layout == Layout::Store {
+            for (name, _) in self.store.attributes(self.id(ino)) {
+                names.extend([ATTRIBUTE_PREFIX, name, "\0"].concat().bytes());
+            }
+        }
+        sized(reply, size, &names);
+    }
+}
+
+/// An extended attribute, or how large a buffer has to be for it.
+fn sized(reply: ReplyXattr, room: u32, value: &[u8]) {
+    match value.len() as u32 {
+        size if room == 0 => reply.size(size),
+        size if size > room => reply.error(Errno::ERANGE),
+        _ => reply.data(value),
     }
 }
 

@@ -7,6 +7,7 @@
 //! ```text
 //! filesystem.rs   the callbacks           convert.rs     attributes, time-outs, errno
 //! mount.rs        a mount and its tuning  takeover.rs    a mount that outlives its server
+//! upcalls.rs      what the kernel asked, counted, and who waits
 //! ```
 //!
 //! What is mounted where, and mount(2) itself, are in the crate of the mount helper.
@@ -15,8 +16,11 @@ mod convert;
 mod filesystem;
 mod mount;
 mod takeover;
+mod upcalls;
 
 pub use mount::{Layout, Mount, MountOptions, mount_kept, raise_read_ahead};
 pub use narfs_mount::{
-    Kept, MountError, check, force, mounted_by_narfs, mounted_device, unmount, unmount_dead,
+    Kept, MountError, check, force, mounted_by_narfs, mounted_device, mountpoints, unmount,
+    unmount_dead,
 };
+pub use upcalls::{METRICS, Opcode, Upcalls, Waiting};

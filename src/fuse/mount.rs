@@ -4,13 +4,14 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use narfs_mount::{Kept, MountError, check, unmount, unmount_dead};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{filesystem::StoreFs, takeover};
+use super::{filesystem::StoreFs, takeover, upcalls::Upcalls};
 use crate::{
     store::{Event, Node, NodeId, Path as KnownPath, Store, ViewId},
     tree::{self, EntryIndex},
@@ -25,6 +26,8 @@ pub struct MountOptions {
     pub threads: usize,
     /// What the mount's root is.
     pub layout: Layout,
+    /// Where requests are counted; all mounts of a process share it.
+    pub upcalls: Arc<Upcalls>,
 }
 
 /// What the root of a mount is.
@@ -89,7 +92,7 @@ impl Mount {
         if !Path::new("/dev/fuse").exists() {
             return Err(MountError::NoDevice);
         }
-        let fs = StoreFs::new(store.clone(), options.layout);
+        let fs = StoreFs::new(store, options);
         let failed = |source: io::Error| match source.kind() {
             // Without privilege, fuser runs fusermount3; where that is missing too: not found.
             io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => {
@@ -126,7 +129,7 @@ impl Mount {
             source,
         };
         let acl = acl(options);
-        let fs = StoreFs::new(store.clone(), options.layout);
+        let fs = StoreFs::new(store, options);
         let session = Session::from_fd(fs, device, acl, config(options)).map_err(io)?;
         Self::run(store, session, None, options.layout)
     }
@@ -144,9 +147,10 @@ impl Mount {
             path: "a mount handed over".into(),
             source,
         };
-        let fs = StoreFs::new(store.clone(), options.layout);
+        let fs = StoreFs::new(store, options);
         let (session, first) = takeover::begin(fs, kept, options).map_err(io)?;
         let mount = Self::run(store, session, None, options.layout)?;
+        options.upcalls.takeovers.add(u64::from(!first));
         tracing::info!(first, "serving a mount that outlives this process");
         Ok(mount)
     }

@@ -1,7 +1,7 @@
 //! A containerd proxy snapshotter over the lazy store: `containerd.services.snapshots.v1`.
 //!
 //! ```text
-//! serve.rs        from the start to the end   socket.rs   containerd's socket     ready.rs   probes
+//! serve.rs        from the start to the end   metrics.rs  what is counted
 //! wire.rs         the messages and the service as they go over the socket
 //! service.rs      the calls as they come over it
 //! snapshots.rs    the ten calls: Prepare, View, Mounts, Commit, Remove, Stat, Update, List, Usage, Cleanup
@@ -22,13 +22,12 @@ mod filter;
 mod heal;
 mod layer;
 pub mod metadata;
+mod metrics;
 pub mod mounts;
-mod ready;
 pub mod record;
 mod serve;
 pub mod service;
 mod snapshots;
-mod socket;
 pub mod wire;
 
 #[cfg(test)]
@@ -39,6 +38,6 @@ mod twin;
 pub use error::{MetadataError, SnapshotError};
 pub use heal::Healed;
 pub use layer::{LayerError, Wanted};
-pub use ready::ADMIN_SOCKET;
+pub use metrics::METRICS;
 pub use serve::{MOUNTPOINT, Serve, serve};
 pub use snapshots::{ADMISSION, Options, Snapshots};

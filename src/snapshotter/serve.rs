@@ -20,16 +20,14 @@ use super::{
     directories::Directories,
     error::{MetadataError, SnapshotError},
     heal::Healed,
-    ready::{self, Probe, admin_socket},
     service::service,
     snapshots::{Options, Snapshots},
-    socket::{Socket, check_free},
 };
 use crate::{
     config::Config,
     daemon::{
-        Activity, DRAIN, IDLE_TICK, Server, Shared, Signal, end_runtime, keeper, limit_arenas,
-        mount_failure, open_store, runtime,
+        Activity, Admin, Check, DRAIN, IDLE_TICK, Office, Server, Shared, Signal, Socket, answers,
+        check_free, end_runtime, keeper, limit_arenas, mount_failure, open_store, runtime,
     },
     failure::{Exit, Failure},
     fuse::{self, Layout, Mount},
@@ -107,7 +105,7 @@ struct Running {
     server: Server,
     mountpoint: PathBuf,
     calls: Calls,
-    admin: (Socket, JoinHandle<()>),
+    admin: Admin,
 }
 
 /// In this order: what can be refused first, the mount after it, the sockets last.
@@ -131,16 +129,17 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
     let fresh = mount(&shared, root, &mountpoint)?;
     let answering = runtime.block_on(async {
         let calls = Calls::serve(&what.address, &snapshots).await?;
-        let probe = Arc::new(Probe {
-            mountpoint: mountpoint.clone(),
-            socket: what.address.clone(),
-        });
-        let (admin, connections) = Socket::open(&admin_socket(root)).await?;
-        let admin = (
-            admin,
-            tokio::spawn(ready::serve(probe.clone(), connections)),
-        );
-        let ready = probe.ready().await;
+        let checks = vec![
+            Check::Mount(mountpoint.clone()),
+            Check::Grpc(what.address.clone()),
+        ];
+        let ready = answers(&checks).await;
+        let office = Office {
+            shared: shared.clone(),
+            checks,
+            sources: vec![Box::new(snapshots.clone())],
+        };
+        let admin = Admin::start(config, office)?;
         ready.map_err(|why| Failure::new(Exit::System, format!("not ready: {why}")))?;
         tell_the_service_manager(&snapshots, &healed);
         snapshots.heal_in_the_background(&healed);
@@ -273,11 +272,8 @@ impl Running {
         if let Err(error) = sd_notify::notify(&[NotifyState::Stopping]) {
             tracing::debug!(%error, "the service manager can't be told");
         }
-        runtime.block_on(async {
-            self.calls.end().await;
-            self.admin.0.close();
-            self.admin.1.abort();
-        });
+        runtime.block_on(self.calls.end());
+        self.admin.stop();
         self.server.stop();
         end_runtime(runtime, fuse::mounted_by_narfs(&self.mountpoint));
         if let Err(error) = self.shared.store.flush() {

@@ -2,7 +2,7 @@
 
 use prost::Message;
 use tokio_stream::iter;
-use tonic::{Request, Response, Status, codegen::BoxStream};
+use tonic::{Code, Request, Response, Status, codegen::BoxStream};
 
 use super::{
     error::SnapshotError,
@@ -34,18 +34,29 @@ pub fn service(snapshots: Core) -> SnapshotsServer<Service> {
 /// Answers calls.
 pub struct Service(Core);
 
-/// Writes to the log what failed otherwise than a client may expect, and turns it into a status.
-fn told<T>(call: &'static str, key: &str, outcome: Result<T, SnapshotError>) -> Result<T, Status> {
-    outcome.map_err(|error| {
-        let status = Status::from(error);
-        match status.code() {
-            tonic::Code::NotFound | tonic::Code::AlreadyExists | tonic::Code::InvalidArgument => {
-                tracing::debug!(call, key, error = status.message(), "refused");
+impl Service {
+    /// Counts a call; writes to the log what failed otherwise than a client may expect, and turns it
+    /// into a status.
+    fn told<T>(
+        &self,
+        call: &'static str,
+        key: &str,
+        outcome: Result<T, SnapshotError>,
+    ) -> Result<T, Status> {
+        let outcome = outcome.map_err(|error| {
+            let status = Status::from(error);
+            match status.code() {
+                Code::NotFound | Code::AlreadyExists | Code::InvalidArgument => {
+                    tracing::debug!(call, key, error = status.message(), "refused");
+                }
+                code => tracing::warn!(call, key, ?code, error = status.message(), "failed"),
             }
-            code => tracing::warn!(call, key, ?code, error = status.message(), "failed"),
-        }
-        status
-    })
+            status
+        });
+        let code = outcome.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        self.0.0.calls.ended(call, code);
+        outcome
+    }
 }
 
 fn timestamp(moment: Moment) -> Timestamp {
@@ -105,7 +116,7 @@ impl Snapshots for Service {
             labels,
             ..
         } = request.into_inner();
-        let mounts = told("Prepare", &key, self.0.prepare(&key, &parent, labels).await)?;
+        let mounts = self.told("Prepare", &key, self.0.prepare(&key, &parent, labels).await)?;
         Ok(Response::new(PrepareSnapshotResponse { mounts }))
     }
 
@@ -119,7 +130,7 @@ impl Snapshots for Service {
             labels,
             ..
         } = request.into_inner();
-        let mounts = told("View", &key, self.0.view(&key, &parent, labels).await)?;
+        let mounts = self.told("View", &key, self.0.view(&key, &parent, labels).await)?;
         Ok(Response::new(ViewSnapshotResponse { mounts }))
     }
 
@@ -128,7 +139,7 @@ impl Snapshots for Service {
         request: Request<MountsRequest>,
     ) -> Result<Response<MountsResponse>, Status> {
         let key = request.into_inner().key;
-        let mounts = told("Mounts", &key, self.0.mounts(&key).await)?;
+        let mounts = self.told("Mounts", &key, self.0.mounts(&key).await)?;
         Ok(Response::new(MountsResponse { mounts }))
     }
 
@@ -139,7 +150,7 @@ impl Snapshots for Service {
         let CommitSnapshotRequest {
             name, key, labels, ..
         } = request.into_inner();
-        told("Commit", &key, self.0.commit(&name, &key, labels).await)?;
+        self.told("Commit", &key, self.0.commit(&name, &key, labels).await)?;
         Ok(Response::new(()))
     }
 
@@ -148,7 +159,7 @@ impl Snapshots for Service {
         request: Request<RemoveSnapshotRequest>,
     ) -> Result<Response<Empty>, Status> {
         let key = request.into_inner().key;
-        told("Remove", &key, self.0.remove(&key).await)?;
+        self.told("Remove", &key, self.0.remove(&key).await)?;
         Ok(Response::new(()))
     }
 
@@ -157,7 +168,7 @@ impl Snapshots for Service {
         request: Request<StatSnapshotRequest>,
     ) -> Result<Response<StatSnapshotResponse>, Status> {
         let key = request.into_inner().key;
-        let record = told("Stat", &key, self.0.stat(&key))?;
+        let record = self.told("Stat", &key, self.0.stat(&key))?;
         let info = Some(info(&key, &record));
         Ok(Response::new(StatSnapshotResponse { info }))
     }
@@ -174,7 +185,7 @@ impl Snapshots for Service {
         let Info { name, labels, .. } = wanted.unwrap_or_default();
         let fields = update_mask.unwrap_or_default().paths;
         let updated = self.0.update(&name, labels, fields).await;
-        let info = Some(info(&name, &told("Update", &name, updated)?));
+        let info = Some(info(&name, &self.told("Update", &name, updated)?));
         Ok(Response::new(UpdateSnapshotResponse { info }))
     }
 
@@ -185,7 +196,7 @@ impl Snapshots for Service {
         request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
         let filters = request.into_inner().filters;
-        let found = told("List", "", self.0.list(&filters))?;
+        let found = self.told("List", "", self.0.list(&filters))?;
         let parts = iter(parts(found).into_iter().map(Ok));
         Ok(Response::new(Box::pin(parts)))
     }
@@ -195,7 +206,7 @@ impl Snapshots for Service {
         request: Request<UsageRequest>,
     ) -> Result<Response<UsageResponse>, Status> {
         let key = request.into_inner().key;
-        let usage = told("Usage", &key, self.0.usage(&key).await)?;
+        let usage = self.told("Usage", &key, self.0.usage(&key).await)?;
         let number = |n: u64| n.try_into().unwrap_or(i64::MAX);
         Ok(Response::new(UsageResponse {
             size: number(usage.size),
@@ -204,7 +215,7 @@ impl Snapshots for Service {
     }
 
     async fn cleanup(&self, _request: Request<CleanupRequest>) -> Result<Response<Empty>, Status> {
-        told("Cleanup", "", self.0.cleanup().await)?;
+        self.told("Cleanup", "", self.0.cleanup().await)?;
         Ok(Response::new(()))
     }
 }

@@ -28,6 +28,7 @@ use super::{
     filter::{Filter, takes},
     layer::{LayerError, Wanted, is_unpacked_into},
     metadata::{Metadata, State},
+    metrics::Calls,
     mounts::{Layers, Overlay},
     record::{
         Keyed, Kind, Labels, Moment, Named, NixLayer, Record, SnapshotId, Usage, kept_labels,
@@ -70,6 +71,7 @@ pub(super) struct Core {
     pub directories: Directories,
     pub closures: Arc<dyn Closures>,
     pub options: Options,
+    pub calls: Calls,
     /// Snapshots in the making: their directories and views are no leavings.
     busy: Mutex<HashSet<SnapshotId>>,
     /// Held for a round of the cleaner.
@@ -109,6 +111,7 @@ impl Snapshots {
             directories,
             closures,
             options,
+            calls: Calls::default(),
             busy: Mutex::default(),
             cleaning: tokio::sync::Mutex::default(),
             clean_soon: AtomicBool::new(false),

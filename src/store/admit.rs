@@ -8,7 +8,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{
@@ -45,6 +45,8 @@ type Outcome = Result<Arc<Path>, Arc<StoreError>>;
 pub(super) struct Admissions(Mutex<HashMap<StorePathHash, Admission>>);
 
 struct Admission {
+    path: StorePath,
+    begun: Instant,
     outcome: Shared<BoxFuture<'static, Outcome>>,
     urgency: watch::Sender<Lane>,
 }
@@ -86,6 +88,21 @@ impl Store {
     /// [`StoreError::Absent`] when no cache has it, else what went wrong.
     pub async fn admit(&self, path: &StorePath) -> Result<Arc<Path>, StoreError> {
         self.0.admit_in_time(path).await
+    }
+
+    /// Admissions under way, with their lanes and for how long, the oldest first.
+    pub fn admissions(&self) -> Vec<(StorePath, Lane, Duration)> {
+        let running = self
+            .0
+            .admissions
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let one = |a: &Admission| (a.path.clone(), *a.urgency.borrow(), a.begun.elapsed());
+        let mut all: Vec<_> = running.values().map(one).collect();
+        drop(running);
+        all.sort_by_key(|(_, _, age)| std::cmp::Reverse(*age));
+        all
     }
 
     /// Admits paths and everything they refer to.
@@ -177,6 +194,8 @@ impl Core {
         running.insert(
             path.hash(),
             Admission {
+                path: path.clone(),
+                begun: Instant::now(),
                 outcome: outcome.clone(),
                 urgency,
             },
@@ -205,7 +224,10 @@ impl Core {
             Err(error) if error.is_absence() => {}
             Err(error) => {
                 self.counters.admission_failures.add(1);
-                tracing::warn!(%path, %error, "not admitted");
+                self.note_refusal(path, error);
+                if !self.is_explained(error) {
+                    tracing::warn!(%path, %error, "not admitted");
+                }
             }
         }
         outcome.map_err(Arc::new)
@@ -218,6 +240,7 @@ impl Core {
         likely: Option<Substituter>,
     ) -> Result<Arc<Path>, StoreError> {
         if let Some(offer) = self.known_offer(path)? {
+            self.counters.narinfo_hits.add(1);
             let tree = self.load_tree(&offer.narinfo.nar_hash)?;
             let tree = match tree {
                 Some(tree) => tree,

@@ -1,22 +1,6 @@
 //! What the store did, counted: the performance gate of the tests, and the status.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-/// One number that only grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Counts `n` more.
-    pub fn add(&self, n: u64) {
-        self.0.fetch_add(n, Relaxed);
-    }
-
-    /// What was counted since the process started.
-    pub fn get(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-}
+use crate::metrics::Counter;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -66,4 +50,12 @@ counters! {
     quarantined,
     /// NARs whose whole hash was checked.
     verified,
+    /// Questions for narinfos that were answered without asking a cache.
+    narinfo_hits,
+    /// Questions for narinfos that went to a cache, one for each cache asked.
+    narinfo_misses,
+    /// NARs dropped to make room.
+    evicted,
+    /// Bytes on disk that were freed by that.
+    evicted_bytes,
 }

@@ -9,10 +9,17 @@
 //! front of the next reader's first byte, and what began first is needed first.
 //!
 //! Acts: any number of tasks. One lock, inside the watch channel, never held across an await.
+//! Each transfer is on show in the [`InFlight`] table from here on.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
+
+use super::{
+    fetch::Source,
+    inflight::{InFlight, Shown},
+};
+use crate::nix::StorePath;
 
 /// Background transfers that run side by side. Two keep a link busy over the gaps between
 /// requests; each more is a receive window's worth of bytes in front of a reader.
@@ -30,6 +37,20 @@ pub enum Lane {
     ReadAhead,
     /// A reader waits.
     Demand,
+}
+
+impl Lane {
+    /// All of them, the most urgent last.
+    pub const ALL: [Self; 3] = [Self::Background, Self::ReadAhead, Self::Demand];
+
+    /// Its name in metrics and documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Background => "background",
+            Self::ReadAhead => "read-ahead",
+            Self::Demand => "demand",
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -82,12 +103,14 @@ fn oldest(queue: &BTreeSet<u64>, at_once: usize, id: u64) -> bool {
 #[derive(Debug)]
 pub struct Lanes {
     traffic: watch::Sender<Traffic>,
+    in_flight: InFlight,
 }
 
 impl Default for Lanes {
     fn default() -> Self {
         Self {
             traffic: watch::Sender::new(Traffic::default()),
+            in_flight: InFlight::default(),
         }
     }
 }
@@ -98,8 +121,21 @@ impl Lanes {
         self.traffic.borrow().demand_flowing > 0
     }
 
-    /// A transfer begins in `lane`.
-    pub fn enter(&self, lane: Lane) -> Transfer<'_> {
+    /// Lanes whose transfers are counted by these caches.
+    pub fn over(substituters: impl IntoIterator<Item = String>) -> Self {
+        Self {
+            in_flight: InFlight::over(substituters),
+            ..Self::default()
+        }
+    }
+
+    /// What is under way.
+    pub fn in_flight(&self) -> &InFlight {
+        &self.in_flight
+    }
+
+    /// A transfer of `what`, so many bytes of it, begins in `lane`.
+    pub fn enter(&self, lane: Lane, what: &StorePath, bytes: Option<u64>) -> Transfer<'_> {
         let mut id = 0;
         self.traffic.send_modify(|t| {
             id = t.next_id;
@@ -113,6 +149,7 @@ impl Lanes {
             id,
             lane,
             flows: false,
+            shown: self.in_flight.enter(lane, what, bytes),
         }
     }
 }
@@ -124,9 +161,26 @@ pub struct Transfer<'a> {
     id: u64,
     lane: Lane,
     flows: bool,
+    shown: Arc<Shown>,
 }
 
 impl Transfer<'_> {
+    /// A cache is asked for the next piece, and has so long to answer.
+    pub fn asks(&self, source: &Source, patience: Duration) {
+        let name = source.substituter.name();
+        self.lanes.in_flight.asks(&self.shown, name, patience);
+    }
+
+    /// So many bytes came.
+    pub fn received(&self, bytes: usize) {
+        self.lanes.in_flight.received(&self.shown, bytes);
+    }
+
+    /// What was asked for did not come, or not all of it.
+    pub fn failed(&self) {
+        self.lanes.in_flight.failed(&self.shown);
+    }
+
     /// Changes the lane: a reader came, or the last one went.
     pub fn set_lane(&mut self, lane: Lane) {
         if lane == self.lane {
@@ -150,6 +204,7 @@ impl Transfer<'_> {
             }
         });
         self.lane = lane;
+        self.shown.set_lane(lane);
     }
 
     /// Says whether bytes arrive; a transfer that waits for an answer does not flow.
@@ -172,6 +227,7 @@ impl Transfer<'_> {
                 None => false,
             });
         self.flows = flows;
+        self.shown.set_flows(flows);
     }
 
     /// Whether it is this transfer's turn now.
@@ -182,7 +238,7 @@ impl Transfer<'_> {
     /// Returns when this transfer may take its next piece. Cancel-safe.
     pub async fn turn(&self) {
         if self.lane == Lane::Demand {
-            return;
+            return self.lanes.in_flight.began(&self.shown);
         }
         let (id, lane) = (self.id, self.lane);
         // The sender lives as long as `self.lanes`, so waiting can not fail.
@@ -192,12 +248,14 @@ impl Transfer<'_> {
             .subscribe()
             .wait_for(|t| t.may_go(id, lane))
             .await;
+        self.lanes.in_flight.began(&self.shown);
     }
 }
 
 impl Drop for Transfer<'_> {
     fn drop(&mut self) {
         self.set_flows(false);
+        self.lanes.in_flight.leave(&self.shown);
         let (id, lane) = (self.id, self.lane);
         self.lanes
             .traffic
@@ -210,6 +268,11 @@ mod tests {
     use super::*;
     use futures_util::FutureExt;
 
+    fn enter(lanes: &Lanes, lane: Lane) -> Transfer<'_> {
+        let path = StorePath::parse("00000000000000000000000000000000-x").unwrap();
+        lanes.enter(lane, &path, None)
+    }
+
     fn goes(t: &Transfer) -> bool {
         t.turn().now_or_never().is_some()
     }
@@ -217,9 +280,9 @@ mod tests {
     #[test]
     fn a_flowing_reader_stops_the_rest_and_a_waiting_one_does_not() {
         let lanes = Lanes::default();
-        let mut demand = lanes.enter(Lane::Demand);
-        let ahead = lanes.enter(Lane::ReadAhead);
-        let back = lanes.enter(Lane::Background);
+        let mut demand = enter(&lanes, Lane::Demand);
+        let ahead = enter(&lanes, Lane::ReadAhead);
+        let back = enter(&lanes, Lane::Background);
         assert!(
             goes(&demand) && goes(&ahead) && goes(&back),
             "an idle link is used"
@@ -237,8 +300,8 @@ mod tests {
     #[test]
     fn read_ahead_goes_before_background() {
         let lanes = Lanes::default();
-        let mut ahead = lanes.enter(Lane::ReadAhead);
-        let back = lanes.enter(Lane::Background);
+        let mut ahead = enter(&lanes, Lane::ReadAhead);
+        let back = enter(&lanes, Lane::Background);
         ahead.set_flows(true);
         assert!(goes(&ahead) && !goes(&back));
     }
@@ -246,7 +309,7 @@ mod tests {
     #[test]
     fn the_oldest_background_transfers_run_first() {
         let lanes = Lanes::default();
-        let mut all: Vec<_> = (0..5).map(|_| lanes.enter(Lane::Background)).collect();
+        let mut all: Vec<_> = (0..5).map(|_| enter(&lanes, Lane::Background)).collect();
         let running = |all: &[Transfer]| all.iter().filter(|t| goes(t)).count();
         assert_eq!(running(&all), BACKGROUND_AT_ONCE);
         assert!(goes(&all[0]) && !goes(&all[4]));
@@ -257,9 +320,9 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_transfer_is_woken() {
         let lanes = Lanes::default();
-        let mut demand = lanes.enter(Lane::Demand);
+        let mut demand = enter(&lanes, Lane::Demand);
         demand.set_flows(true);
-        let back = lanes.enter(Lane::Background);
+        let back = enter(&lanes, Lane::Background);
         let turn = back.turn();
         tokio::pin!(turn);
         assert!(turn.as_mut().now_or_never().is_none());

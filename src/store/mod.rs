@@ -15,8 +15,9 @@
 //! describe.rs  what the caches say of paths that are not admitted; root_kind.rs what they are
 //! fetch/       bytes of a NAR: waiters, streams, pieces
 //! read_ahead/  what a program that starts will load
-//! lanes.rs     who may use the link now
-//! status.rs    what `.nix-snapshotter` shows
+//! lanes.rs     who may use the link now          inflight.rs  what is under way, on show
+//! about.rs     what extended attributes tell
+//! status.rs    what `.nix-snapshotter` shows        recent.rs the last errors
 //! check.rs     hashing what is kept             room.rs  making room: gc, quota, pins
 //! scrub.rs     looking through what is kept, slowly
 //! path.rs      the table of known paths         ids.rs   inode numbers
@@ -27,6 +28,7 @@
 //! leaves (none is taken while another is held, but for the two of `PathTable`, in its order) and
 //! are never held across an await, a system call or a callback.
 
+mod about;
 mod admit;
 mod beliefs;
 mod caches;
@@ -37,12 +39,15 @@ mod directory;
 mod error;
 mod fetch;
 mod ids;
+mod inflight;
 mod lanes;
+mod metrics;
 mod narinfo;
 mod nodes;
 mod own_nodes;
 mod path;
 mod read_ahead;
+mod recent;
 mod room;
 mod root_kind;
 mod scrub;
@@ -72,14 +77,17 @@ use crate::{
     tree::{Tree, TreeError},
 };
 
+pub use about::PREFIX as ATTRIBUTE_PREFIX;
 pub use admit::ClosureReport;
 pub use check::{CheckReport, Checked, Condition};
-pub use counters::{Counter, Counters};
+pub use counters::Counters;
 pub use describe::Description;
 pub use directory::{Directory, DirectoryEntry};
 pub use error::StoreError;
 pub use ids::{Node, NodeId, Slot, ViewId};
+pub use inflight::{InFlight, Stage, TransferView};
 pub use lanes::Lane;
+pub use metrics::METRICS;
 pub use nodes::{Attr, Found, Kind, Lasts, Step};
 pub use path::{LastError, Path};
 pub use settings::{Settings, Verify};
@@ -91,6 +99,7 @@ use fetch::{Nar, Source};
 use lanes::Lanes;
 use path::PathTable;
 use read_ahead::Examined;
+use recent::RecentErrors;
 use room::Room;
 use status::StatusClock;
 use views::Views;
@@ -155,6 +164,7 @@ pub(crate) struct Core {
     events: broadcast::Sender<Event>,
     status_clock: StatusClock,
     room: Room,
+    recent: RecentErrors,
     started: SystemTime,
 }
 
@@ -181,6 +191,7 @@ impl Store {
         let views = Views::load(&content, &paths)?;
         paths.retire_replaced();
         let connections = settings.connections.max(1);
+        let names: Vec<_> = substituters.iter().map(|s| s.name().to_owned()).collect();
         let background = connections.saturating_sub(KEPT_FOR_DEMAND).max(1);
         Ok(Self(Arc::new(Core {
             counters: Counters::default(),
@@ -188,7 +199,7 @@ impl Store {
             content,
             tries: tries.max(1),
             runtime,
-            lanes: Lanes::default(),
+            lanes: Lanes::over(names),
             paths,
             views,
             admissions: Admissions::default(),
@@ -200,6 +211,7 @@ impl Store {
             events: broadcast::channel(EVENT_QUEUE).0,
             status_clock: StatusClock::default(),
             room: Room::default(),
+            recent: RecentErrors::default(),
             started: SystemTime::now(),
             settings,
         })))
@@ -213,6 +225,21 @@ impl Store {
     /// Counters since the start.
     pub fn counters(&self) -> &Counters {
         &self.0.counters
+    }
+
+    /// How it is set up.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// The last errors of store paths, the newest first.
+    pub fn recent_errors(&self) -> Vec<(StorePath, LastError)> {
+        self.0.recent.all()
+    }
+
+    /// Transfers that are under way.
+    pub fn in_flight(&self) -> &InFlight {
+        self.0.lanes.in_flight()
     }
 
     /// The caches, in the order they are asked in.
@@ -355,19 +382,34 @@ impl Core {
         self.paths.by_digest(digest)
     }
 
+    /// Whether an error needs no line in the log: its cache can't be reached, and that was said.
+    fn is_explained(&self, error: &StoreError) -> bool {
+        let StoreError::Fetch { source, .. } = error.root() else {
+            return false;
+        };
+        let all = self.caches.all();
+        let cache = all
+            .iter()
+            .find(|c| c.substituter.name() == source.substituter());
+        source.failure().is_of_the_cache()
+            && cache.is_some_and(|c| c.substituter.health().explains_one_more())
+    }
+
     /// Remembers what went wrong with a path, for its status and the log.
     fn note_failure(&self, store_path: &StorePath, error: &StoreError) {
-        let substituter = error.substituter();
-        let Some(path) = self.loaded(&store_path.hash()) else {
-            tracing::warn!(path = %store_path, %error, "fetch failed");
-            return;
-        };
         let last = LastError {
             message: error.to_string(),
             at: unix_now(),
-            substituter,
+            substituter: error.substituter(),
         };
-        if path.set_error(last.clone()) {
+        self.recent.add(store_path, last.clone());
+        let Some(path) = self.loaded(&store_path.hash()) else {
+            if !self.is_explained(error) {
+                tracing::warn!(path = %store_path, %error, "fetch failed");
+            }
+            return;
+        };
+        if path.set_error(last.clone()) && !self.is_explained(error) {
             tracing::warn!(path = %store_path, %error, "fetch failed");
         }
         let kept = self
@@ -381,6 +423,16 @@ impl Core {
             });
         // Not awaited: the status is right from memory, this is for the next start.
         drop(kept);
+    }
+
+    /// Remembers why a path can't be known.
+    fn note_refusal(&self, store_path: &StorePath, error: &StoreError) {
+        let last = LastError {
+            message: error.to_string(),
+            at: unix_now(),
+            substituter: error.substituter(),
+        };
+        self.recent.add(store_path, last);
     }
 
     /// Bytes came for a reader: what kept them away is over, though the NAR may never be complete.

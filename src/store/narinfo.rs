@@ -135,6 +135,7 @@ impl Core {
         };
         let usable = self.caches.usable();
         if !usable.is_empty() && usable.iter().all(known_absent) {
+            self.counters.narinfo_hits.add(1);
             return Err(absent());
         }
         let caches = self.ordered_caches().await;
@@ -184,6 +185,7 @@ impl Core {
 
     async fn ask(&self, substituter: &Substituter, path: &StorePath, lane: &Urgency) -> Answer {
         let _place = self.small_request(lane.clone()).await;
+        self.counters.narinfo_misses.add(1);
         let text = match self.narinfo_text(substituter, path).await {
             Ok(text) => text,
             Err(e) => return Answer::Failed(self.fetch_error(path, e)),

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     content::ContentError,
+    nix::store_path,
     tree::{self, EntryIndex},
 };
 
@@ -210,6 +211,32 @@ impl Store {
         }
         self.0.counters.read_bytes.add(bytes.len() as u64);
         Ok(bytes)
+    }
+
+    /// Where a node is in `/nix/store`, for messages; what is not in a store path is named by what
+    /// it is. From memory alone.
+    pub fn name_of(&self, node: NodeId) -> String {
+        let Some(node) = node.node() else {
+            return "an unknown node".into();
+        };
+        let (slot, entry) = match node {
+            Node::Entry { slot, entry, .. } => (slot, entry),
+            Node::Status(slot) => (slot, EntryIndex(0)),
+            Node::Root(_) => return store_path::STORE_DIR.into(),
+            other => return format!("{other:?}"),
+        };
+        let Some(known) = self.0.paths.entry(slot) else {
+            return "an unknown store path".into();
+        };
+        let root = known.store_path.absolute();
+        match (node, known.path) {
+            (Node::Status(_), _) => format!("the status of {root}"),
+            (_, Some(path)) if entry.0 > 0 && entry.0 < path.tree.len() => {
+                let inside = path.tree.path_of(entry);
+                format!("{root}/{}", String::from_utf8_lossy(&inside))
+            }
+            _ => root,
+        }
     }
 
     /// Answers at once if the path in `slot` is loaded, else after loading it.

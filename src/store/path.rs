@@ -265,6 +265,14 @@ impl PathTable {
         self.slot(digest)?.1.path
     }
 
+    /// How many store paths are known, and how many of them are loaded.
+    pub fn count(&self) -> (u64, u64) {
+        let slots = lock!(self.slots, read);
+        let known = slots.iter().flatten();
+        let loaded = known.clone().filter(|e| e.path.is_some());
+        (known.count() as u64, loaded.count() as u64)
+    }
+
     /// All slots in use, in order.
     pub fn slots(&self) -> Vec<(Slot, SlotEntry)> {
         let slots = lock!(self.slots, read);

@@ -81,7 +81,10 @@ impl Store {
     /// # Errors
     /// When a file can't be removed.
     pub fn carry_out_gc(&self, plan: &EvictPlan) -> Result<Evicted, StoreError> {
-        Ok(self.0.content.carry_out(plan)?)
+        let gone = self.0.content.carry_out(plan)?;
+        self.0.counters.evicted.add(gone.nars);
+        self.0.counters.evicted_bytes.add(gone.bytes);
+        Ok(gone)
     }
 
     /// The most that may be kept now, by these limits.

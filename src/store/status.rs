@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     nix::StorePath,
+    substituter::Substituter,
     tree::{EntryIndex, Node as TreeNode, Tree},
 };
 
@@ -33,6 +34,14 @@ pub const SUFFIX: &str = ".json";
 /// Size of every document in bytes: a page where pages are smallest, so that a document is never
 /// put together out of two reads.
 pub const DOCUMENT_SIZE: usize = 4096;
+
+/// Sums over store paths.
+#[derive(Default)]
+struct Totals {
+    paths: StateCounts,
+    size: u64,
+    fetched_size: u64,
+}
 
 /// When each document last changed, as far as anybody looked.
 #[derive(Default)]
@@ -58,6 +67,12 @@ impl Store {
     /// The status of a path that is known.
     pub fn path_status(&self, path: &Path) -> PathStatus {
         self.0.path_status(path)
+    }
+
+    /// The totals over all that was used in this run, from memory alone.
+    pub fn summary_of_whole(&self) -> Summary {
+        let loaded = self.0.loaded_in(ViewId::WHOLE);
+        self.0.summary_over(&loaded, Totals::default())
     }
 
     /// The status of every path that is known here, by name, and the totals over them. Local
@@ -182,7 +197,7 @@ impl Core {
     }
 
     /// State, bytes here, and whether they were verified: exact at this moment.
-    fn progress(&self, path: &Path) -> (PathState, u64, bool) {
+    pub(super) fn progress(&self, path: &Path) -> (PathState, u64, bool) {
         let Ok(nar) = self.nar_of(path) else {
             return (PathState::Known, 0, false);
         };
@@ -263,25 +278,31 @@ impl Core {
     }
 
     fn summary(&self, view: ViewId) -> Result<Summary, StoreError> {
-        let (mut paths, mut size, mut fetched_size, mut errors) = (StateCounts::default(), 0, 0, 0);
-        for path in self.loaded_in(view) {
-            let (state, fetched, _) = self.progress(&path);
-            paths.add(state);
-            size += path.nar_size;
-            fetched_size += fetched;
-            errors += u64::from(path.health().failing);
-        }
+        let mut totals = Totals::default();
         if view != ViewId::WHOLE {
             let unloaded = self.slots_of(view, true)?.into_iter();
             for (_, entry) in unloaded.filter(|(_, entry)| entry.path.is_none()) {
                 if let Some(status) = self.slot_status(&entry) {
-                    paths.add(status.state);
-                    size += status.size;
-                    fetched_size += status.fetched_size;
+                    totals.paths.add(status.state);
+                    totals.size += status.size;
+                    totals.fetched_size += status.fetched_size;
                 }
             }
         }
-        Ok(self.summary_of(paths, size, fetched_size, errors))
+        Ok(self.summary_over(&self.loaded_in(view), totals))
+    }
+
+    /// The summary of these paths and of others, whose totals are known.
+    fn summary_over(&self, loaded: &[Arc<Path>], mut totals: Totals) -> Summary {
+        let mut errors = 0;
+        for path in loaded {
+            let (state, fetched, _) = self.progress(path);
+            totals.paths.add(state);
+            totals.size += path.nar_size;
+            totals.fetched_size += fetched;
+            errors += u64::from(path.health().failing);
+        }
+        self.summary_of(totals.paths, totals.size, totals.fetched_size, errors)
     }
 
     fn summary_of(&self, paths: StateCounts, size: u64, fetched_size: u64, errors: u64) -> Summary {
@@ -297,11 +318,14 @@ impl Core {
             requests: cache.substituter.counters().requests(),
             bytes_received: cache.substituter.counters().bytes_received(),
             failures: cache.substituter.counters().failures(),
-            last_error: cache.foreign.as_deref().map(|store_dir| schema::LastError {
-                message: wrong_store(store_dir),
-                at: started.clone(),
-                substituter: None,
-            }),
+            last_error: match &cache.foreign {
+                Some(store_dir) => Some(schema::LastError {
+                    message: wrong_store(store_dir),
+                    at: started.clone(),
+                    substituter: None,
+                }),
+                None => last_failure(&cache.substituter),
+            },
         });
         Summary {
             paths,
@@ -318,6 +342,16 @@ impl Core {
             },
         }
     }
+}
+
+fn last_failure(substituter: &Substituter) -> Option<schema::LastError> {
+    let last = substituter.health().last_failure()?;
+    let at = last.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Some(schema::LastError {
+        message: last.message,
+        at: timestamp(at.as_secs()),
+        substituter: None,
+    })
 }
 
 /// Number of regular files.

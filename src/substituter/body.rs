@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     counters::Counters,
     error::{FetchError, FetchFailure},
+    health,
 };
 
 /// Below this many bytes a second, over a whole stall window, an upstream counts as stalled.
@@ -38,6 +39,8 @@ pub struct NarBody {
     /// How many bytes will come, where that is known.
     expected: Option<u64>,
     got: u64,
+    /// When something last came, as the cache's health counts.
+    heard: u64,
     ended: bool,
     pace: Pace,
     names: Names,
@@ -68,6 +71,7 @@ impl NarBody {
             pieces,
             expected: end.map(|end| end.saturating_sub(start)),
             got: 0,
+            heard: health::now(),
             ended: false,
             pace: Pace::new(stall),
             names,
@@ -80,7 +84,8 @@ impl NarBody {
     /// an error there is nothing more to be had. Dropping the future loses no bytes.
     pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
         self.advance().await.map_err(|failure| {
-            self.names.counters.failure();
+            self.names.counters.failure(&failure);
+            self.names.counters.health.failed(&failure, self.heard);
             failure.at(&self.names.substituter, self.names.address.clone())
         })
     }
@@ -117,6 +122,8 @@ impl NarBody {
         };
         self.got += piece.len() as u64;
         self.names.counters.bytes(piece.len());
+        self.heard = health::now();
+        self.names.counters.health.heard();
         match self.expected {
             Some(expected) if self.got > expected => Err(FetchFailure::Protocol(format!(
                 "sends more than the {expected} bytes it announced"
@@ -244,7 +251,7 @@ mod tests {
         let names = Names {
             substituter: "https://h".into(),
             address: "https://h/x".into(),
-            counters: Arc::default(),
+            counters: Arc::new(Counters::new("https://cache.example.org/".into())),
         };
         NarBody::new(pieces, 0, expected, stall, names)
     }

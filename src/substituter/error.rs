@@ -186,7 +186,61 @@ impl FetchFailure {
         }
     }
 
-    /// A short stable word for status files, logs and metrics.
+    /// Every word that [`FetchFailure::slug`] gives.
+    pub const SLUGS: [&'static str; 22] = [
+        "bad-address",
+        "changed",
+        "connect",
+        "credentials",
+        "deadline",
+        "denied",
+        "dns",
+        "downgrade",
+        "io",
+        "lost",
+        "missing",
+        "no-ranges",
+        "not-a-cache",
+        "out-of-range",
+        "protocol",
+        "proxy-denied",
+        "redirect-loop",
+        "stalled",
+        "status",
+        "tls",
+        "too-large",
+        "truncated",
+    ];
+
+    /// Whether the cache as a whole can't be reached, rather than this one file.
+    pub fn is_of_the_cache(&self) -> bool {
+        match self {
+            Self::ProxyDenied
+            | Self::NotACache(_)
+            | Self::Stalled { .. }
+            | Self::Deadline
+            | Self::Connect(_)
+            | Self::Dns(_)
+            | Self::Tls(_)
+            | Self::Lost(_)
+            | Self::Credentials(_) => true,
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
+            Self::Io { .. }
+            | Self::Denied(_)
+            | Self::Missing
+            | Self::TooLarge { .. }
+            | Self::Protocol(_)
+            | Self::NoRanges
+            | Self::OutOfRange { .. }
+            | Self::Changed
+            | Self::Truncated { .. }
+            | Self::RedirectLoop { .. }
+            | Self::Downgrade(_)
+            | Self::BadAddress(_) => false,
+        }
+    }
+
+    /// A short stable word for status files, logs and metrics, one of [`FetchFailure::SLUGS`].
     pub fn slug(&self) -> &'static str {
         match self {
             Self::Denied(_) => "denied",

@@ -24,8 +24,10 @@ mod counters;
 mod credentials;
 mod error;
 mod file;
+mod health;
 mod http;
 mod location;
+mod metrics;
 pub mod netrc;
 mod range;
 mod retry;
@@ -48,6 +50,8 @@ pub use self::{
     config::SubstituterConfig,
     counters::Counters,
     error::{FetchError, FetchFailure, SubstituterError},
+    health::{Health, LastFailure},
+    metrics::METRICS,
     retry::{RetryPolicy, jitter},
     secret::Secret,
     transport::{HttpOptions, Transport},
@@ -154,7 +158,7 @@ impl Substituter {
         let getter = Getter {
             transport: transport.clone(),
             substituter: name.clone(),
-            counters: Arc::default(),
+            counters: Arc::new(Counters::new(name.clone())),
         };
         Ok(Self(Arc::new(Inner {
             name,
@@ -184,6 +188,11 @@ impl Substituter {
     /// What it cost so far.
     pub fn counters(&self) -> &Counters {
         &self.0.getter.counters
+    }
+
+    /// Whether it can be reached.
+    pub fn health(&self) -> &Health {
+        &self.0.getter.counters.health
     }
 
     /// `nix-cache-info`; `None` if the cache has none.
@@ -363,10 +372,14 @@ impl Substituter {
         F: Future<Output = Result<T, FetchFailure>>,
     {
         let policy = &self.0.getter.transport.options().retry;
+        let (health, begun) = (self.health(), health::now());
         let mut last = FetchFailure::Deadline;
         for tried in 1.. {
             last = match timeout_at(deadline.instant(), call()).await {
-                Ok(Ok(value)) => return Ok(value),
+                Ok(Ok(value)) => {
+                    health.heard();
+                    return Ok(value);
+                }
                 Ok(Err(failure)) => failure,
                 Err(_) => break,
             };
@@ -380,6 +393,11 @@ impl Substituter {
             tracing::debug!(substituter = %self.0.name, slug = last.slug(), tried, ?wait, "will try again");
             sleep(wait).await;
         }
+        match last.is_of_the_cache() {
+            true => health.failed(&last, begun),
+            // It answered, if not with what was asked for.
+            false => health.heard(),
+        }
         Err(last)
     }
 
@@ -389,7 +407,7 @@ impl Substituter {
     }
 
     fn fail(&self, failure: FetchFailure, file: &str) -> FetchError {
-        self.counters().failure();
+        self.counters().failure(&failure);
         failure.at(&self.0.name, self.0.source.address(&self.0.name, file))
     }
 }

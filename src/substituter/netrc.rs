@@ -78,6 +78,12 @@ impl Netrc {
         }
     }
 
+    /// Every entry.
+    pub fn logins(&self) -> impl Iterator<Item = &Login> {
+        let machines = self.machines.iter().map(|(_, login)| login);
+        machines.chain(&self.default)
+    }
+
     /// The first entry for exactly this host (no port), and for this user if one is given.
     pub fn machine(&self, host: &str, user: Option<&str>) -> Option<&Login> {
         let host = host.trim_start_matches('[').trim_end_matches(']');

@@ -2,16 +2,22 @@
 //! `tests/setup` makes; fails where one of them is missing.
 //!
 //! ```text
+//! admin.rs       metrics and what goes on, over HTTP
 //! attributes.rs  what programs see apart from bytes; read-only
 //! gate.rs        requests and upcalls of fixed workloads, counted
 //! lifecycle.rs   how mounts begin and end
+//! logs.rs        lines of a cache that goes; no secrets
 //! odd.rs         paths that no package has, made for the test
 //! programs.rs    real programs from a mount over /nix/store
 //! space.rs       little room, a full disk, a disk that changes what it keeps
 //! status.rs      the status directory while things happen
+//! top.rs         narfs top on a terminal
 //! trees.rs       every packing of the caches against what the real nix unpacks
+//! xattrs.rs      user.narfs.*
 //! ```
 
+#[path = "../support/admin.rs"]
+mod admin_client;
 #[path = "../support/corpus.rs"]
 mod corpus;
 #[path = "../support/generated.rs"]
@@ -28,11 +34,15 @@ mod synthetic;
 #[path = "../support/truth.rs"]
 mod truth;
 
+mod admin;
 mod attributes;
 mod gate;
 mod lifecycle;
+mod logs;
 mod odd;
 mod programs;
 mod space;
 mod status;
+mod top;
 mod trees;
+mod xattrs;

@@ -151,6 +151,13 @@ impl Mounted {
         command
     }
 
+    /// What `narfs` prints with these arguments, which have to work.
+    pub fn narfs_output(&self, arguments: &[&str]) -> String {
+        let mut command = self.narfs();
+        command.args(arguments);
+        run(command)
+    }
+
     /// `narfs mount --background` with this mount's settings.
     pub fn mount_command(&self) -> Command {
         let mut command = self.narfs();

@@ -64,6 +64,7 @@ impl Keeper {
             allow_other: true,
             threads: 2,
             layout: Layout::Store,
+            upcalls: Default::default(),
         };
         let kept = mount_kept(&mountpoint, &options).unwrap();
         abort_when_it_hangs(&mountpoint);

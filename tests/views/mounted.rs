@@ -36,6 +36,7 @@ impl Mounted {
             allow_other: true,
             threads: 2,
             layout: Layout::Node,
+            upcalls: Default::default(),
         };
         // Its session goes on by itself until somebody unmounts it.
         drop(Mount::new(store, &mountpoint, &options).unwrap());

@@ -152,7 +152,8 @@ impl Core {
         feed: decode::Feed,
         patience: u32,
     ) -> Result<Downloaded, FetchError> {
-        let mut transfer = self.lanes.enter(nar.lane());
+        let wanted = source.file_size.map(|size| size.saturating_sub(from));
+        let mut transfer = self.lanes.enter(nar.lane(), &nar.path, wanted);
         let mut offset = from;
         let mut validator: Option<String> = None;
         let mut failures = 0;
@@ -161,6 +162,7 @@ impl Core {
         loop {
             my_turn(nar, &mut transfer).await;
             tracing::debug!(path = %nar.path, lane = ?nar.lane(), offset, "opening");
+            transfer.asks(source, self.settings.read_timeout);
             let opened = Segments::open(
                 source,
                 offset,
@@ -184,6 +186,7 @@ impl Core {
                             }
                             Ok(Some(mut chunk)) => {
                                 transfer.set_flows(!body.ends_soon());
+                                transfer.received(chunk.len());
                                 self.counters.fetched.add(chunk.len() as u64);
                                 let cut = skip.min(chunk.len() as u64);
                                 bytes::Buf::advance(&mut chunk, cut as usize);
@@ -216,6 +219,7 @@ impl Core {
                 }
             };
             transfer.set_flows(false);
+            transfer.failed();
             failures += 1;
             progress = 0;
             let Some(wait) = wait_after(&error, failures, patience) else {

@@ -195,7 +195,8 @@ impl Core {
         range: &Range<u64>,
         lane: watch::Receiver<Lane>,
     ) -> Outcome {
-        let mut transfer = self.lanes.enter(*lane.borrow());
+        let wanted = Some(range.end - range.start);
+        let mut transfer = self.lanes.enter(*lane.borrow(), &nar.path, wanted);
         let no_way = || Err(Arc::new(PieceError::NoRandomAccess));
         let failed = |e: StoreError| Err(Arc::new(PieceError::Failed(Arc::new(e))));
         let (sources, packed) = match access {
@@ -296,6 +297,7 @@ impl Core {
                 Err(error) => error,
             };
             transfer.set_flows(false);
+            transfer.failed();
             if no_use_of_ranges(error.failure()) {
                 tracing::info!(path = %nar.path, %error, "streamed from now on");
                 source.set_no_ranges();
@@ -319,6 +321,7 @@ impl Core {
         lane: &mut watch::Receiver<Lane>,
     ) -> Result<Option<Bytes>, FetchError> {
         wait_turn(transfer, lane).await;
+        transfer.asks(source, self.settings.read_timeout);
         let mut body = source
             .substituter
             .nar(
@@ -348,6 +351,7 @@ impl Core {
             };
             let Some(chunk) = chunk? else { break };
             transfer.set_flows(true);
+            transfer.received(chunk.len());
             nar.note_progress();
             self.counters.fetched.add(chunk.len() as u64);
             bytes.extend_from_slice(&chunk);
