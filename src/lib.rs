@@ -8,8 +8,10 @@
 //! codec         how they are packed: xz, zstd, none, …; random access where the format allows it
 //! nix           what they mean: store paths, narinfos, signatures, listings, NARs (pure, no I/O)
 //! tree          names, sizes and offsets of one store path, compiled into a flat index
+//! chunks        the signed chunk index of a NAR (pure, no I/O)
 //! content       where they rest: sparse NAR files, maps of what is valid, the database
 //! store         the lazy store: admission, fetch lanes, trust, progress
+//! publish       closures written into a cache
 //! fuse          the kernel protocol, and nothing but that
 //! config        what a user has set        failure   how narfs ends: statuses, causes, hints
 //! image         container images whose store paths a snapshotter brings
@@ -20,6 +22,7 @@
 //!
 //! Arrows point from a lower line of this list to the ones above it only.
 
+pub mod chunks;
 pub mod cli;
 pub mod codec;
 pub mod config;
@@ -31,6 +34,7 @@ pub mod fuse;
 pub mod image;
 pub mod metrics;
 pub mod nix;
+pub mod publish;
 pub mod snapshotter;
 pub mod store;
 pub mod substituter;

@@ -61,5 +61,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::ContainerdConfig(args) => cli::containerd_config::run(args),
         Command::ProbeMount(args) => cli::probe_mount::run(args),
         Command::Image(args) => cli::image::run(&config, args),
+        Command::Publish(args) => cli::publish::run(&config, args),
     }
 }

@@ -28,6 +28,7 @@ pub mod path_info;
 pub mod pin;
 pub mod prefetch;
 pub mod probe_mount;
+pub mod publish;
 pub mod run;
 pub mod settings;
 pub mod snapshotter;
@@ -91,6 +92,7 @@ pub enum Command {
     Pin(pin::PinArgs),
     Unpin(pin::UnpinArgs),
     Image(image::ImageArgs),
+    Publish(Box<publish::PublishArgs>),
     Config(config::ConfigArgs),
     ContainerdConfig(containerd_config::ContainerdConfigArgs),
     Bugreport(bugreport::BugreportArgs),

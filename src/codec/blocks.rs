@@ -2,6 +2,8 @@
 
 use std::{io::Read, ops::Range};
 
+use sha2::{Digest, Sha256};
+
 use super::{Bound, Checkpoint, CodecError, open, xz_index, zstd_table};
 use crate::nix::Compression;
 
@@ -35,7 +37,11 @@ pub(super) enum Details {
     /// The stream flags, and how many padding bytes (0 to 3) end each block.
     Xz { flags: [u8; 2], padding: Vec<u8> },
     /// The low 32 bits of each frame's XXH64, if the table has them.
-    Zstd { checksums: Option<Vec<u32>> },
+    /// Or the SHA-256 of each, from a chunk index.
+    Zstd {
+        checksums: Option<Vec<u32>>,
+        digests: Option<Vec<[u8; 32]>>,
+    },
 }
 
 /// The blocks of a packed file: they cover the NAR without gaps, in order.
@@ -105,6 +111,32 @@ impl BlockTable {
         Probe::Table(Self { blocks, details })
     }
 
+    /// The frames that a chunk index names, with the SHA-256 of what each unpacks to.
+    pub fn of_chunks(chunks: impl IntoIterator<Item = (Block, [u8; 32])>) -> Self {
+        let (blocks, digests) = chunks.into_iter().unzip();
+        let details = Details::Zstd {
+            checksums: None,
+            digests: Some(digests),
+        };
+        Self { blocks, details }
+    }
+
+    /// The SHA-256 of what a block of this table unpacks to, if it came from a chunk index.
+    pub fn digest(&self, block: &Block) -> Option<&[u8; 32]> {
+        let Details::Zstd { digests, .. } = &self.details else {
+            return None;
+        };
+        let index = self
+            .blocks
+            .partition_point(|other| other.nar.start < block.nar.start);
+        digests.as_ref()?.get(index)
+    }
+
+    /// Whether every block is checked when it is decoded.
+    pub fn has_digests(&self) -> bool {
+        matches!(&self.details, Details::Zstd { digests, .. } if digests.is_some())
+    }
+
     /// The format of the file.
     pub fn format(&self) -> Compression {
         match self.details {
@@ -165,10 +197,20 @@ impl BlockTable {
                 let (head, end) = xz_index::wrapping(*flags, unpadded, size);
                 unpack(format, Box::new(head.chain(packed).chain(&end[..])), size)
             }
-            Details::Zstd { checksums } => {
+            Details::Zstd { checksums, digests } => {
                 let bytes = unpack(format, Box::new(packed), size)?;
+                if let Some(digests) = digests
+                    && *Sha256::digest(&bytes) != digests[index]
+                {
+                    let what = "not the bytes that the chunk index promises".into();
+                    return Err(CodecError::Damaged {
+                        format,
+                        at: got,
+                        what,
+                    });
+                }
                 match checksums {
-                    Some(sums) if zstd_table::checksum(&bytes) != sums[index] => {
+                    Some(sums) if zstd_table::seek_checksum(&bytes) != sums[index] => {
                         let what = "not the bytes that the seek table's checksum is of".into();
                         Err(CodecError::Damaged {
                             format,

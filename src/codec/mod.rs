@@ -42,6 +42,7 @@ pub use self::{
     blocks::{Block, BlockTable, FIRST_TAIL, Probe, probe},
     error::CodecError,
     small::decode_small,
+    zstd_table::{SeekEntry, seek_checksum, seek_table},
 };
 use self::{input::Input, plain::Plain, push::Pushed, units::Units};
 use crate::nix::Compression;

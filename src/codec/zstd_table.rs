@@ -93,7 +93,13 @@ fn parse_entries(
         (packed, nar) = (packed_end, nar_end);
     }
     let checksums = with_checksums.then_some(checksums);
-    Ok(BlockTable::worthwhile(blocks, Details::Zstd { checksums }))
+    Ok(BlockTable::worthwhile(
+        blocks,
+        Details::Zstd {
+            checksums,
+            digests: None,
+        },
+    ))
 }
 
 /// The number at `offset`, which the caller knows to be inside.
@@ -103,7 +109,35 @@ fn le32(bytes: &[u8], offset: usize) -> u32 {
     u32::from_le_bytes(number)
 }
 
-/// The checksum of a frame's content as the table holds it.
-pub(super) fn checksum(content: &[u8]) -> u32 {
+/// A frame in a seek table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeekEntry {
+    /// Its packed bytes.
+    pub packed: u32,
+    /// Its unpacked bytes.
+    pub unpacked: u32,
+    /// [`seek_checksum`] of those.
+    pub checksum: u32,
+}
+
+/// The seek table of these frames: the skippable frame that stands at the end of the file.
+pub fn seek_table(frames: &[SeekEntry]) -> Vec<u8> {
+    let size = frames.len() * 12 + FOOT as usize;
+    let mut out = Vec::with_capacity(HEAD as usize + size);
+    out.extend(FRAME_MAGIC.to_le_bytes());
+    out.extend((size as u32).to_le_bytes());
+    for frame in frames {
+        out.extend(frame.packed.to_le_bytes());
+        out.extend(frame.unpacked.to_le_bytes());
+        out.extend(frame.checksum.to_le_bytes());
+    }
+    out.extend((frames.len() as u32).to_le_bytes());
+    out.push(CHECKSUMS);
+    out.extend(TABLE_MAGIC.to_le_bytes());
+    out
+}
+
+/// The checksum of a frame's content as the table holds it: the low half of its XXH64.
+pub fn seek_checksum(content: &[u8]) -> u32 {
     twox_hash::XxHash64::oneshot(0, content) as u32
 }

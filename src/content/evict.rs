@@ -178,6 +178,7 @@ impl ContentStore {
                     evicted.bytes += bytes;
                     if victim.rank == Rank::Unrooted {
                         evicted.bytes += self.shared.remove_counted(&victim.hash, Kind::Index)?;
+                        evicted.bytes += self.shared.remove_counted(&victim.hash, Kind::Chunks)?;
                     }
                     gone.push(victim.hash);
                 }

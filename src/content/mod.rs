@@ -8,6 +8,7 @@
 //! | `content/<nix32 of the NAR hash>.nar` | the uncompressed NAR, sparse while partial, always of the NAR's size | `nar_file.rs` |
 //! | `content/<…>.map` | which of its bytes are valid, and their sums | `map.rs` |
 //! | `content/<…>.index` | the compiled tree | the layer `tree` |
+//! | `content/<…>.chunks` | the chunk index that a cache has of it | the layer `chunks` |
 //! | `tmp/` | files being written, before they get their name; emptied at the start | `shared.rs` |
 //! | `narfs.spare` | slots that the database could not take | `db/spare.rs` |
 //! | `narfs.redb` | slots, narinfos, roots, uses, facts | [`db`] |

@@ -36,16 +36,18 @@ pub(super) enum Kind {
     Nar,
     Map,
     Index,
+    Chunks,
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Nar, Self::Map, Self::Index];
+    const ALL: [Self; 4] = [Self::Nar, Self::Map, Self::Index, Self::Chunks];
 
     fn extension(self) -> &'static str {
         match self {
             Self::Nar => "nar",
             Self::Map => "map",
             Self::Index => "index",
+            Self::Chunks => "chunks",
         }
     }
 

@@ -87,6 +87,35 @@ impl ContentStore {
         self.shared.remove_counted(hash, Kind::Index).map(|_| ())
     }
 
+    /// Keeps the chunk index of a NAR, as it came.
+    pub fn save_chunks(&self, hash: &NarHash, index: &[u8]) -> Result<(), ContentError> {
+        let path = self.shared.path(hash, Kind::Chunks);
+        let before = fs::metadata(&path).map_or(0, |m| allocated(&m));
+        let after = replace_file_unsynced(&self.shared.tmp(), &path, index)?;
+        self.shared.usage.change(before, after);
+        Ok(())
+    }
+
+    /// The chunk index that is kept of a NAR; nobody has checked it since.
+    pub fn chunks(&self, hash: &NarHash) -> Option<Vec<u8>> {
+        fs::read(self.shared.path(hash, Kind::Chunks)).ok()
+    }
+
+    /// The NARs whose chunk index is kept, the one that came last first.
+    pub fn all_chunks(&self) -> Vec<NarHash> {
+        let entries = fs::read_dir(self.shared.content()).into_iter().flatten();
+        let mut found: Vec<_> = entries
+            .flatten()
+            .filter_map(|entry| {
+                let (hash, kind) = Kind::parse(entry.file_name().to_str()?)?;
+                let written = entry.metadata().ok()?.modified().ok()?;
+                (kind == Kind::Chunks).then_some((written, hash))
+            })
+            .collect();
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.into_iter().map(|(_, hash)| hash).collect()
+    }
+
     /// The database.
     pub fn db(&self) -> &Db {
         &self.shared.db
@@ -113,7 +142,7 @@ impl ContentStore {
     /// Bytes allocated for what is kept of one NAR, its map and tree among them.
     pub fn usage_of(&self, hash: &NarHash) -> u64 {
         let of = |kind| fs::metadata(self.shared.path(hash, kind)).map_or(0, |m| allocated(&m));
-        of(Kind::Nar) + of(Kind::Map) + of(Kind::Index)
+        of(Kind::Nar) + of(Kind::Map) + of(Kind::Index) + of(Kind::Chunks)
     }
 
     /// Kept bytes that the disk gave back wrong, or not at all, since this was opened; they were dropped.

@@ -53,6 +53,7 @@ impl Usage {
 pub(super) struct Sizes {
     pub(super) nar: u64,
     pub(super) map: u64,
+    /// The compiled tree and the chunk index.
     pub(super) index: u64,
 }
 
@@ -86,7 +87,7 @@ impl Scan {
             match kind {
                 Kind::Nar => sizes.nar = allocated(&meta),
                 Kind::Map => sizes.map = allocated(&meta),
-                Kind::Index => sizes.index = allocated(&meta),
+                Kind::Index | Kind::Chunks => sizes.index += allocated(&meta),
             }
         }
         Ok(scan)

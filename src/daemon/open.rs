@@ -10,7 +10,9 @@ use crate::{
     failure::{Exit, Failure},
     nix::TrustedKeys,
     store::{Settings, Store, Verify},
-    substituter::{HttpOptions, RetryPolicy, Substituter, SubstituterConfig, Transport},
+    substituter::{
+        HttpOptions, RetryPolicy, Substituter, SubstituterConfig, SubstituterError, Transport,
+    },
 };
 
 /// Stack of a runtime thread, in bytes: deep enough for TLS handshakes in debug builds.
@@ -112,8 +114,20 @@ fn capped(timeout: Duration) -> Duration {
     }
 }
 
-fn substituters(config: &Config) -> Result<Vec<Substituter>, Failure> {
-    let wrong = |e: &dyn std::error::Error| Failure::from_error(Exit::Usage, e);
+/// A cache that is not among the configured ones, reached as those are.
+///
+/// # Errors
+/// When its URL or a file with secrets is wrong.
+pub fn substituter_at(config: &Config, cache: &CacheConfig) -> Result<Substituter, Failure> {
+    let transport = transport(config)?;
+    Substituter::new(&of(cache), &transport).map_err(wrong)
+}
+
+fn wrong(error: SubstituterError) -> Failure {
+    Failure::from_error(Exit::Usage, &error)
+}
+
+fn transport(config: &Config) -> Result<Transport, Failure> {
     let options = HttpOptions {
         connect_timeout: config.connect_timeout,
         stall_timeout: config.stall_timeout,
@@ -125,11 +139,15 @@ fn substituters(config: &Config) -> Result<Vec<Substituter>, Failure> {
         netrc: config.netrc_file.clone(),
         ..HttpOptions::default()
     };
-    let transport = Transport::new(options).map_err(|e| wrong(&e))?;
+    Transport::new(options).map_err(wrong)
+}
+
+fn substituters(config: &Config) -> Result<Vec<Substituter>, Failure> {
+    let transport = transport(config)?;
     config
         .caches
         .iter()
-        .map(|cache| Substituter::new(&of(cache), &transport).map_err(|e| wrong(&e)))
+        .map(|cache| Substituter::new(&of(cache), &transport).map_err(wrong))
         .collect()
 }
 

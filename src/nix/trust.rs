@@ -29,9 +29,22 @@ impl Signature {
         })
     }
 
+    /// Of a key by this name; `None` if that is no name.
+    pub fn new(key: &str, bytes: [u8; 64]) -> Option<Self> {
+        (!key.is_empty() && !key.contains(':')).then(|| Self {
+            key: key.into(),
+            bytes,
+        })
+    }
+
     /// The name of the key that is said to have made it.
     pub fn key(&self) -> &str {
         &self.key
+    }
+
+    /// The signature without its key's name.
+    pub fn bytes(&self) -> &[u8; 64] {
+        &self.bytes
     }
 }
 
@@ -167,7 +180,8 @@ impl TrustedKeys {
         self.0.is_empty()
     }
 
-    fn verify(&self, fingerprint: &[u8], signature: &Signature) -> bool {
+    /// Whether one of these keys made this signature of this text.
+    pub fn verify(&self, fingerprint: &[u8], signature: &Signature) -> bool {
         nix_narinfo::NixSignature::from_bytes(signature.key.as_str(), &signature.bytes)
             .and_then(|s| s.verify(fingerprint, &self.0))
             .unwrap_or(false)
@@ -182,7 +196,7 @@ impl fmt::Debug for TrustedKeys {
 
 /// A secret key that signs narinfos, as `nix-store --generate-binary-cache-key` writes it.
 ///
-/// narfs signs only what it serves itself: the cache of its demonstration.
+/// narfs signs what it publishes, and the cache of its demonstration.
 pub struct SigningKey {
     name: String,
     key: ed25519_dalek::SigningKey,
@@ -221,12 +235,22 @@ impl SigningKey {
 
     /// Adds this key's signature, in place of an earlier one by the same name.
     pub fn sign(&self, info: &mut NarInfo) {
-        let bytes = self.key.sign(info.fingerprint().as_bytes()).to_bytes();
+        let signature = self.sign_text(info.fingerprint().as_bytes());
         info.signatures.retain(|s| s.key != self.name);
-        info.signatures.push(Signature {
+        info.signatures.push(signature);
+    }
+
+    /// This key's signature of any text.
+    pub fn sign_text(&self, text: &[u8]) -> Signature {
+        Signature {
             key: self.name.clone(),
-            bytes,
-        });
+            bytes: self.key.sign(text).to_bytes(),
+        }
+    }
+
+    /// The key's name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The public half, `name:base64`, for [`TrustedKeys::parse`].

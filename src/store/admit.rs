@@ -371,7 +371,11 @@ impl Core {
             first_seen: facts.first_seen.unwrap_or(now),
         });
         self.paths.insert(admitted.clone());
-        self.with_right_tree(admitted).await
+        let admitted = self.with_right_tree(admitted).await?;
+        if !known && admitted.source.has_index() {
+            self.read_index_soon(&admitted);
+        }
+        Ok(admitted)
     }
 
     /// The first touch of a path admits its closure in the background.

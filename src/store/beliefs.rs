@@ -2,9 +2,9 @@
 //!
 //! A stream is held against the tree as it passes; what came in pieces is not. So as long as a
 //! NAR is not verified, whoever reads a file first compares what stands in front of its contents
-//! in the NAR; and a NAR counts as verified only when all of it agrees with its tree. A tree
-//! that turns out wrong is replaced by one compiled from the NAR. Nothing is read through the
-//! wrong one from the moment that it is in doubt ([`Nar::doubts`]) or was replaced
+//! in the NAR, unless a signed chunk index has confirmed the tree; and a NAR counts as verified
+//! only when all of it agrees with its tree. A tree that turns out wrong is replaced by one
+//! compiled from the NAR. Nothing is read through the wrong one from the moment that it is in doubt ([`Nar::doubts`]) or was replaced
 //! ([`Path::is_replaced`]).
 
 use std::sync::{Arc, Mutex};
@@ -106,6 +106,10 @@ impl Core {
         if nar.file.was_verified() || path.confirmed(entry) {
             return Some(Ok(()));
         }
+        if nar.is_proven() {
+            path.confirm(entry);
+            return Some(Ok(()));
+        }
         let Some((range, expected)) = path.tree.header_before(entry) else {
             return Some(Ok(()));
         };
@@ -122,13 +126,18 @@ impl Core {
         entry: EntryIndex,
         nar: &Arc<Nar>,
     ) -> Result<(), StoreError> {
+        // With a chunk index the whole tree is confirmed at once.
+        self.read_index(nar).await;
         if let Some(known) = self.believed(path, entry, nar) {
             return known;
         }
         let Some((range, expected)) = path.tree.header_before(entry) else {
             return Ok(());
         };
-        match self.ensure(nar, self.want(range), Lane::Demand).await? {
+        match self
+            .ensure(nar, self.want(nar, range), Lane::Demand)
+            .await?
+        {
             Delivered::Bytes(found) => self.compare(path, entry, nar, &found, &expected),
             // Dropped again at once: the reader finds that out too.
             Delivered::OnDisk => self.believed(path, entry, nar).unwrap_or(Ok(())),

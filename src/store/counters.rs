@@ -42,6 +42,8 @@ counters! {
     read_bytes,
     /// Compressed bytes of NARs that came from caches.
     fetched,
+    /// Bytes of NARs that were copied from another NAR here, and not fetched.
+    copied,
     /// Store paths admitted: narinfo trusted, tree compiled.
     admitted,
     /// Store paths whose admission failed.

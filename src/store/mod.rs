@@ -31,6 +31,7 @@
 mod about;
 mod admit;
 mod beliefs;
+mod book;
 mod caches;
 mod check;
 mod counters;
@@ -94,7 +95,9 @@ pub use settings::{Settings, Verify};
 pub use views::{ViewContents, ViewName, ViewNameError};
 
 use admit::Admissions;
+use book::ChunkBook;
 use caches::Caches;
+pub(crate) use fetch::packed_channel;
 use fetch::{Nar, Source};
 use lanes::Lanes;
 use path::PathTable;
@@ -158,6 +161,8 @@ pub(crate) struct Core {
     first_named: AtomicBool,
     examined: Examined,
     nars: Mutex<HashMap<NarHash, Weak<Nar>>>,
+    /// Which chunks are here, or were.
+    book: ChunkBook,
     /// Small requests under way, and those among them that nobody waits for.
     small: Semaphore,
     small_background: Semaphore,
@@ -206,6 +211,7 @@ impl Store {
             first_named: AtomicBool::new(false),
             examined: Examined::default(),
             nars: Mutex::default(),
+            book: ChunkBook::default(),
             small: Semaphore::new(connections),
             small_background: Semaphore::new(background),
             events: broadcast::channel(EVENT_QUEUE).0,

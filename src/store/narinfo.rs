@@ -14,6 +14,7 @@ use tokio::sync::{SemaphorePermit, watch};
 
 use super::{Core, Lane, StoreError, unix_now};
 use crate::{
+    chunks,
     codec::{self, CodecError},
     content::NarinfoTtl,
     nix::{MAX_NARINFO, NarInfo, StorePath, Trust},
@@ -32,6 +33,8 @@ pub(super) type Urgency = watch::Receiver<Lane>;
 pub(super) struct Offer {
     pub narinfo: NarInfo,
     pub substituter: Substituter,
+    /// A trusted key says that there is a chunk index.
+    pub chunks: bool,
 }
 
 /// What one cache said.
@@ -257,6 +260,7 @@ impl Core {
                 substituter: name(),
             }),
             _ => Answer::Offer(Box::new(Offer {
+                chunks: chunks::announced(&narinfo, &self.settings.keys),
                 narinfo,
                 substituter: substituter.clone(),
             })),

@@ -344,11 +344,12 @@ impl Core {
             }
             let (confirmed, delivered) = tokio::join!(
                 self.confirm(path, entry, &nar),
-                self.ensure(&nar, self.want(range.clone()), Lane::Demand)
+                self.ensure(&nar, self.want(&nar, range.clone()), Lane::Demand)
             );
             confirmed?;
             let delivered = delivered?;
             self.read_ahead(&nar, &range, file_end(path, entry));
+            self.read_neighbours(&nar, &range, file_size(path, entry));
             match delivered {
                 Delivered::Bytes(_) if path.is_replaced() => return Err(StoreError::NoNode),
                 Delivered::Bytes(bytes) => return Ok(bytes),
@@ -438,6 +439,13 @@ fn nar_range(
         Some(tree::Node::Directory { .. }) => Err(StoreError::IsADirectory),
         Some(tree::Node::Symlink { .. }) => Err(StoreError::WrongKind),
         None => Err(StoreError::NoNode),
+    }
+}
+
+fn file_size(path: &Path, entry: EntryIndex) -> u64 {
+    match path.tree.node(entry) {
+        Some(tree::Node::Regular { size, .. }) => size,
+        _ => 0,
     }
 }
 

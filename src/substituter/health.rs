@@ -155,7 +155,11 @@ mod tests {
         assert!(health.is_offline() && health.offline_for().is_some());
         assert!(health.explains_one_more() && health.explains_one_more());
         health.failed(&FetchFailure::Connect("refused".into()), now());
-        assert_eq!((health.outage().failed, health.outage().unsaid), (2, 2));
+        let counted = {
+            let outage = health.outage();
+            (outage.failed, outage.unsaid)
+        };
+        assert_eq!(counted, (2, 2));
         health.heard();
         assert!(!health.is_offline() && health.offline_for().is_none());
         let last = health.last_failure().expect("it stays");

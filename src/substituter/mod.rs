@@ -29,6 +29,7 @@ mod http;
 mod location;
 mod metrics;
 pub mod netrc;
+mod put;
 mod range;
 mod retry;
 mod s3;
@@ -52,6 +53,7 @@ pub use self::{
     error::{FetchError, FetchFailure, SubstituterError},
     health::{Health, LastFailure},
     metrics::METRICS,
+    put::{Label, Upload},
     retry::{RetryPolicy, jitter},
     secret::Secret,
     transport::{HttpOptions, Transport},
@@ -69,6 +71,12 @@ const MAX_NARINFO: u64 = 1 << 20;
 
 /// Largest listing as it comes, in bytes. A path with a million files has about 100 MB of JSON.
 const MAX_LISTING: u64 = 256 << 20;
+
+/// Largest chunk index, in bytes: that of a NAR of 100 GB in chunks of 64 KiB.
+const MAX_CHUNK_INDEX: u64 = 64 << 20;
+
+/// Least speed at which a file is written, in bytes a second; slower counts as a failure.
+const LEAST_UPLOAD: u64 = 16 << 10;
 
 /// Largest `nix-cache-info`, in bytes; real ones have 100.
 const MAX_CACHE_INFO: u64 = 64 << 10;
@@ -294,6 +302,59 @@ impl Substituter {
             .retrying(deadline, || self.tail_once(url, n, ask))
             .await;
         tail.map_err(|failure| self.fail(failure, url))
+    }
+
+    /// The chunk index at `file`; `None` if the cache has none.
+    pub async fn chunk_index(
+        &self,
+        file: &str,
+        deadline: Deadline,
+    ) -> Result<Option<Vec<u8>>, FetchError> {
+        let small = Small {
+            file: file.into(),
+            limit: MAX_CHUNK_INDEX,
+            accept_encoding: AS_IT_IS,
+            text: false,
+            introduces: false,
+        };
+        Ok(self
+            .small(small, deadline)
+            .await?
+            .map(|document| document.bytes))
+    }
+
+    /// Makes ready for [`Substituter::put`]: the directory, if it is one.
+    pub async fn prepare_to_write(&self) -> Result<(), FetchError> {
+        let prepared = self.0.source.prepare();
+        prepared.map_err(|failure| self.fail(failure, ""))
+    }
+
+    /// Whether it keeps a file's `Content-Encoding`.
+    pub fn keeps_encoding(&self) -> bool {
+        self.0.source.keeps_encoding()
+    }
+
+    /// The size of a file, in bytes; `None` if it is not there, or the cache does not tell.
+    pub async fn size_of(&self, file: &str, deadline: Deadline) -> Result<Option<u64>, FetchError> {
+        match self.nar_tail(file, 1, deadline).await {
+            Ok((size, _)) => Ok(Some(size)),
+            Err(error) => match error.failure() {
+                FetchFailure::Missing | FetchFailure::NoRanges => Ok(None),
+                // As S3 says it of what is not there.
+                FetchFailure::Denied(code) if code == "403" => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Writes a file: all of it or, when this fails, nothing that has its name. `tries` at most,
+    /// and for as long as its size allows.
+    pub async fn put(&self, file: &str, body: &Upload, label: Label) -> Result<(), FetchError> {
+        let patience = self.0.getter.transport.options().stall_timeout;
+        let deadline = Deadline::after(patience + Duration::from_secs(body.size() / LEAST_UPLOAD));
+        let once = || self.0.source.put(&self.0.getter, file, body, label);
+        let put = self.retrying(deadline, once).await;
+        put.map_err(|failure| self.fail(failure, file))
     }
 
     async fn tail_once(

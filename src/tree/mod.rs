@@ -35,8 +35,8 @@ pub use image::{EntryIndex, Node, Tree, TreeError};
 pub use limits::Refusal;
 pub use listing::{ListingError, compile_listing};
 pub use nar_index::{NarError, NarIndexer};
-pub use skeleton::{Mismatch, SkeletonCheck};
-pub use to_listing::to_listing;
+pub use skeleton::{Mismatch, SkeletonCheck, structure};
+pub use to_listing::{to_listing, to_listing_with_offsets};
 pub use validate::Damage;
 
 /// What a tree was compiled from.

@@ -5,6 +5,8 @@
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
+use sha2::{Digest, Sha256};
+
 use super::{
     EntryIndex, Node, Tree,
     layout::NAR_MAGIC,
@@ -170,6 +172,21 @@ impl SkeletonCheck {
             path: shown(&self.tree.path_of(EntryIndex(self.entry))),
         }
     }
+}
+
+/// SHA-256 of everything that a tree's NAR has besides the files' contents: names, kinds, sizes,
+/// executable bits, link targets, and how they stand in order. Two trees with the same one have
+/// the same bytes at the same places.
+pub fn structure(tree: &Arc<Tree>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let mut laid = SkeletonCheck::new(tree.clone(), 0);
+    while laid.ready() {
+        if let Some(Stretch::Known(bytes)) = laid.coming.front() {
+            hash.update(bytes);
+        }
+        laid.pass(laid.left());
+    }
+    hash.finalize().into()
 }
 
 impl Tree {

@@ -1,4 +1,4 @@
-//! Writes a tree's listing, for the caches that the demonstration and the tests serve.
+//! Writes a tree's listing, for caches that narfs publishes, demonstrates or tests.
 
 use super::{EntryIndex, Node, Tree, walk::Step};
 
@@ -7,10 +7,19 @@ use super::{EntryIndex, Node, Tree, walk::Step};
 /// JSON holds text only: bytes of names and targets that are not UTF-8 become U+FFFD, as in
 /// harmonia's listings, which [`super::compile_listing`] refuses as lossy.
 pub fn to_listing(tree: &Tree) -> String {
+    written(tree, false)
+}
+
+/// As [`to_listing`], with where in the NAR each file's bytes are (`narOffset`), as Nix writes it.
+pub fn to_listing_with_offsets(tree: &Tree) -> String {
+    written(tree, true)
+}
+
+fn written(tree: &Tree, offsets: bool) -> String {
     let mut out = String::from("{\"version\":1,\"root\":");
     for step in tree.walk() {
         match step {
-            Step::Enter(entry, _) => enter(tree, EntryIndex(entry), &mut out),
+            Step::Enter(entry, _) => enter(tree, EntryIndex(entry), offsets, &mut out),
             Step::Leave(_) => out.push_str("}}"),
         }
     }
@@ -18,7 +27,7 @@ pub fn to_listing(tree: &Tree) -> String {
     out
 }
 
-fn enter(tree: &Tree, entry: EntryIndex, out: &mut String) {
+fn enter(tree: &Tree, entry: EntryIndex, offsets: bool, out: &mut String) {
     if entry != EntryIndex::ROOT {
         if !out.ends_with('{') {
             out.push(',');
@@ -28,14 +37,18 @@ fn enter(tree: &Tree, entry: EntryIndex, out: &mut String) {
     }
     match tree.node(entry) {
         Some(Node::Regular {
-            executable, size, ..
+            executable,
+            size,
+            offset,
         }) => {
             out.push_str(&format!("{{\"type\":\"regular\",\"size\":{size}"));
-            out.push_str(if executable {
-                ",\"executable\":true}"
-            } else {
-                "}"
-            });
+            if executable {
+                out.push_str(",\"executable\":true");
+            }
+            if offsets {
+                out.push_str(&format!(",\"narOffset\":{offset}"));
+            }
+            out.push('}');
         }
         Some(Node::Symlink { target }) => {
             out.push_str("{\"type\":\"symlink\",\"target\":");

@@ -13,6 +13,7 @@ mod support;
 
 mod absence;
 mod access;
+mod chunks;
 mod damage;
 mod full_disk;
 mod keeping;

@@ -150,6 +150,11 @@ pub struct S3 {
 
 impl S3 {
     pub fn start(caches: &[&str]) -> Self {
+        Self::over(caches.iter().map(|name| cache(name)))
+    }
+
+    /// With the content of these directories, each in the bucket of its name.
+    pub fn over(directories: impl IntoIterator<Item = PathBuf>) -> Self {
         let log = tempfile::NamedTempFile::new().expect("a temporary file");
         let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-venv/bin/python");
         assert!(python.exists(), "no S3 server: run tests/setup");
@@ -158,7 +163,7 @@ impl S3 {
             .arg(support("serve-s3"))
             .arg("--log")
             .arg(log.path());
-        command.args(caches.iter().map(|name| cache(name)));
+        command.args(directories);
         let (server, url) = Process::start(command);
         Self { url, server, log }
     }

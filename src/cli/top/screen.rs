@@ -203,7 +203,8 @@ fn cache_table<'a>(state: &'a State, look: &Look) -> Table<'a> {
     });
     let widths = [
         Constraint::Fill(2),
-        Constraint::Length(12),
+        // Of "gone 59 min 59 s".
+        Constraint::Length(16),
         Constraint::Length(8),
         Constraint::Length(10),
         Constraint::Length(8),

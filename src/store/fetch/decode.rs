@@ -37,7 +37,7 @@ enum Packed {
 }
 
 /// The download's end of the queue.
-pub(super) struct Feed(mpsc::Sender<Packed>);
+pub(crate) struct Feed(mpsc::Sender<Packed>);
 
 impl Feed {
     /// Hands over the next chunk; false when the decoder stopped.
@@ -53,13 +53,13 @@ impl Feed {
 }
 
 /// The decoder's end: a blocking reader.
-pub(super) struct PackedReader {
+pub(crate) struct PackedReader {
     queue: mpsc::Receiver<Packed>,
     chunk: Bytes,
     ended: bool,
 }
 
-pub(super) fn channel() -> (Feed, PackedReader) {
+pub(crate) fn channel() -> (Feed, PackedReader) {
     let (tx, queue) = mpsc::channel(PACKED_QUEUE);
     (
         Feed(tx),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{Access, Check, Nar, Source, pass::End, pass::PassError};
 use crate::{
+    chunks,
     content::ContentError,
     store::{Core, Event, Lane, StoreError},
 };
@@ -233,8 +234,11 @@ impl Core {
                 Ok(Some(narinfo))
                     if narinfo.nar_hash == nar.hash && narinfo.nar_size == nar.size =>
                 {
-                    nar.sources
-                        .add(Arc::new(Source::new(substituter.clone(), &narinfo)));
+                    nar.sources.add(Arc::new(Source::new(
+                        substituter.clone(),
+                        &narinfo,
+                        chunks::announced(&narinfo, &self.settings.keys),
+                    )));
                     found = true;
                 }
                 Ok(_) => {}

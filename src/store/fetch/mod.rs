@@ -19,6 +19,7 @@
 
 mod decode;
 mod head;
+mod indexed;
 mod job;
 mod on_disk;
 mod pass;
@@ -31,7 +32,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -46,6 +47,7 @@ use crate::{
     tree::Tree,
 };
 
+pub(crate) use decode::channel as packed_channel;
 pub(crate) use on_disk::look_at;
 pub(crate) use source::{Source, Sources};
 
@@ -68,6 +70,12 @@ pub(crate) struct Nar {
     pub failing: AtomicBool,
     /// Held by the one that hashes a NAR whose bytes came in pieces.
     verifying: tokio::sync::Mutex<()>,
+    /// How often a small file of it had to be waited for.
+    pub waits: AtomicU32,
+    /// Held by the one that asks for the chunk index.
+    indexing: tokio::sync::Mutex<()>,
+    /// What was held against the chunk index on the disk, where nothing else may be read.
+    checked: Mutex<indexed::Checked>,
 }
 
 struct State {
@@ -88,6 +96,8 @@ enum Access {
     Stream,
     /// Any range: the cache keeps it uncompressed.
     Ranges,
+    /// Any chunk, once the chunk index is here that this source announced.
+    Indexed(Arc<Source>),
     /// Any block of a compressed file whose block table is known.
     Blocks(Arc<BlockTable>, Arc<Source>),
 }
@@ -107,6 +117,8 @@ enum Check {
 pub(crate) enum Want {
     /// These bytes of the NAR, readable.
     Bytes(Range<u64>),
+    /// These bytes, held against the chunk index on the disk.
+    Checked(Range<u64>),
     /// The whole NAR, its hash checked.
     Verified,
     /// Its tree, out of the NAR itself.
@@ -172,6 +184,9 @@ impl Nar {
             fetched_at: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             verifying: tokio::sync::Mutex::default(),
+            waits: AtomicU32::new(0),
+            indexing: tokio::sync::Mutex::default(),
+            checked: Mutex::default(),
         }
     }
 
@@ -184,7 +199,12 @@ impl Nar {
     }
 
     fn satisfied(&self, want: &Want) -> bool {
-        fulfilled(&self.file, want, self.doubts())
+        match want {
+            Want::Checked(range) if !self.file.verified() => {
+                !self.doubts() && self.is_checked(range)
+            }
+            want => fulfilled(&self.file, want, self.doubts()),
+        }
     }
 
     /// Whether its tree is unknown or in question: then an offset says nothing.
@@ -218,6 +238,20 @@ impl Nar {
     pub fn is_fetching(&self) -> bool {
         let state = self.state();
         state.job_runs || !state.pieces.is_empty()
+    }
+
+    /// Whether any chunk of it can be had, and checked, by itself.
+    pub fn is_indexed(&self) -> bool {
+        match self.access() {
+            Access::Indexed(_) => true,
+            Access::Blocks(table, _) => table.has_digests(),
+            Access::Stream | Access::Ranges => false,
+        }
+    }
+
+    /// Whether a chunk index that somebody trusted signed says that its tree is right.
+    pub fn is_proven(&self) -> bool {
+        matches!(self.access(), Access::Blocks(table, _) if table.has_digests())
     }
 
     /// Whether it can only be had from the front.
@@ -354,7 +388,8 @@ fn fulfilled(file: &NarFile, want: &Want, doubts: bool) -> bool {
     !doubts
         && match want {
             Want::Bytes(range) => file.is_valid(range.clone()),
-            Want::Verified => file.verified(),
+            // Nobody waits so for a stream; see `Nar::satisfied`.
+            Want::Checked(_) | Want::Verified => file.verified(),
             Want::Indexed => true,
         }
 }
@@ -423,16 +458,17 @@ impl Drop for Enlisted<'_> {
 
 impl Core {
     /// What a reader of `range` has to wait for under the store's policy.
-    pub(crate) fn want(&self, range: Range<u64>) -> Want {
+    pub(crate) fn want(&self, nar: &Nar, range: Range<u64>) -> Want {
         match self.settings.verify {
             Verify::Stream => Want::Bytes(range),
+            Verify::BeforeRead if nar.is_indexed() => Want::Checked(range),
             Verify::BeforeRead => Want::Verified,
         }
     }
 
     /// Whether a reader of `range` can be served from disk now.
     pub(crate) fn can_serve(&self, nar: &Nar, range: Range<u64>) -> bool {
-        nar.satisfied(&self.want(range))
+        nar.satisfied(&self.want(nar, range))
     }
 
     /// Returns when `want` is fulfilled.
@@ -442,17 +478,24 @@ impl Core {
     pub(crate) async fn ensure(
         self: &Arc<Self>,
         nar: &Arc<Nar>,
-        want: Want,
+        mut want: Want,
         lane: Lane,
     ) -> Result<Delivered, StoreError> {
         let begun = Instant::now();
         let _hold = nar.file.hold();
         loop {
+            if matches!(want, Want::Checked(_)) && !nar.is_indexed() {
+                // The index is of no use: nothing but the whole NAR will do.
+                want = Want::Verified;
+            }
             if nar.satisfied(&want) {
                 return Ok(Delivered::OnDisk);
             }
             if let Some(answer) = self.ensure_pieces(nar, &want, lane).await {
                 return answer.inspect(|_| self.note_delivery(nar));
+            }
+            if matches!(want, Want::Checked(_)) {
+                continue;
             }
             // No random access, or it was just lost: the stream serves everything.
             if let Some(answer) = self.ensure_streamed(nar, &want, lane, begun).await? {

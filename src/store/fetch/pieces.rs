@@ -30,6 +30,8 @@ const GRID: u64 = 64 * 1024;
 /// Largest request, in bytes of the NAR. Greater ones would keep their waiters from bytes that
 /// are here already; smaller ones cost more round trips.
 const LARGEST: u64 = 4 * 1024 * 1024;
+/// The same where a chunk index is: what is fetched ahead is often wanted before all of it is here.
+const LARGEST_OF_CHUNKS: u64 = 1024 * 1024;
 /// A reader that has read so much without a gap reads on, in bytes.
 const READS_ON: u64 = 128 * 1024;
 /// Requests under way for one NAR that is completed in the background.
@@ -79,11 +81,21 @@ impl Core {
         want: &Want,
         lane: Lane,
     ) -> Option<Result<Delivered, StoreError>> {
-        let Want::Bytes(range) = want else {
+        let (Want::Bytes(range) | Want::Checked(range)) = want else {
             return None;
         };
+        self.read_index(nar).await;
         if matches!(nar.access(), Access::Stream) || matches!(nar.check(), Check::Index) {
             return None;
+        }
+        let checked = matches!(want, Want::Checked(_));
+        if let Access::Blocks(table, _) = nar.access()
+            && table.has_digests()
+        {
+            self.copy_known(nar, &table, range).await;
+            if checked && let Err(error) = self.check_kept(nar, &table, range).await {
+                return Some(Err(error));
+            }
         }
         let outcomes = self.request(nar, range, lane)?;
         // A piece has no deadline of its own beyond those of its requests.
@@ -104,6 +116,12 @@ impl Core {
                     PieceError::Failed(error) => return Some(Err(error.clone().into())),
                 },
             }
+        }
+        if checked
+            && let Access::Blocks(table, _) = nar.access()
+            && let Err(error) = self.check_kept(nar, &table, range).await
+        {
+            return Some(Err(error));
         }
         if nar.file.complete() && !nar.file.verified() {
             self.verify_in_background(nar);
@@ -131,7 +149,7 @@ impl Core {
     ) -> Option<Vec<Shared<BoxFuture<'static, Outcome>>>> {
         let access = nar.access();
         let grown = match &access {
-            Access::Stream => return None,
+            Access::Stream | Access::Indexed(_) => return None,
             Access::Ranges => on_grid(range, nar.size),
             Access::Blocks(table, _) => on_blocks(table, range),
         };
@@ -200,7 +218,7 @@ impl Core {
         let no_way = || Err(Arc::new(PieceError::NoRandomAccess));
         let failed = |e: StoreError| Err(Arc::new(PieceError::Failed(Arc::new(e))));
         let (sources, packed) = match access {
-            Access::Stream => return no_way(),
+            Access::Stream | Access::Indexed(_) => return no_way(),
             Access::Ranges => (nar.sources.usable(), range.clone()),
             Access::Blocks(table, source) => {
                 let blocks = table.covering(range.clone());
@@ -390,9 +408,24 @@ impl Core {
             return;
         }
         let ahead = range.end..(range.end + before.min(self.settings.read_ahead)).min(end);
-        if !ahead.is_empty() && !nar.file.is_valid(ahead.clone()) {
-            // Started pieces run by themselves; nobody waits for these yet.
-            drop(self.request(nar, &ahead, Lane::ReadAhead));
+        self.fetch_ahead(nar, ahead);
+    }
+
+    /// Fetches a part of a NAR that nobody waits for yet.
+    pub(in crate::store) fn fetch_ahead(self: &Arc<Self>, nar: &Arc<Nar>, ahead: Range<u64>) {
+        if ahead.is_empty() || nar.file.is_valid(ahead.clone()) {
+            return;
+        }
+        match nar.access() {
+            Access::Blocks(table, _) if table.has_digests() => {
+                let (core, nar) = (self.clone(), nar.clone());
+                self.runtime.spawn(async move {
+                    core.copy_known(&nar, &table, &ahead).await;
+                    drop(core.request(&nar, &ahead, Lane::ReadAhead));
+                });
+            }
+            // Started pieces run by themselves.
+            _ => drop(self.request(nar, &ahead, Lane::ReadAhead)),
         }
     }
 
@@ -561,9 +594,13 @@ fn split(range: Range<u64>, access: &Access) -> Vec<Range<u64>> {
     match access {
         Access::Blocks(table, _) => {
             let mut runs: Vec<Range<u64>> = Vec::new();
+            let largest = match table.has_digests() {
+                true => LARGEST_OF_CHUNKS,
+                false => LARGEST,
+            };
             for block in table.covering(range) {
                 match runs.last_mut() {
-                    Some(run) if block.nar.end - run.start <= LARGEST => run.end = block.nar.end,
+                    Some(run) if block.nar.end - run.start <= largest => run.end = block.nar.end,
                     _ => runs.push(block.nar.clone()),
                 }
             }

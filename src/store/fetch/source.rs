@@ -15,7 +15,7 @@ use super::Access;
 use crate::{
     codec::Checkpoint,
     content::NarFile,
-    nix::{Compression, NarInfo},
+    nix::{Compression, NarHash, NarInfo},
     store::narinfo::Offer,
     substituter::{Deadline, FetchError, NarBody, Substituter},
 };
@@ -24,6 +24,10 @@ use crate::{
 /// failure must not be remembered for ever.
 const QUARANTINE: Duration = Duration::from_secs(600);
 
+/// Packed files up to this are streamed even if they have a chunk index, in bytes: their whole
+/// stream takes little longer than the index.
+const IN_ONE: u64 = 128 << 10;
+
 /// One cache's copy of a NAR.
 pub(crate) struct Source {
     pub substituter: Substituter,
@@ -31,6 +35,10 @@ pub(crate) struct Source {
     pub compression: Compression,
     /// Bytes of the packed file, where the narinfo says so.
     pub file_size: Option<u64>,
+    /// SHA-256 of the packed file, where the narinfo says so.
+    pub file_hash: Option<NarHash>,
+    /// Whether a trusted key says that the cache has a chunk index of the file.
+    pub chunks: bool,
     /// The cache answered a range with the whole file.
     no_ranges: AtomicBool,
     damaged: Mutex<Option<(Instant, String)>>,
@@ -39,15 +47,17 @@ pub(crate) struct Source {
 impl Source {
     /// The source that a cache's narinfo names.
     pub(in crate::store) fn of(offer: &Offer) -> Self {
-        Self::new(offer.substituter.clone(), &offer.narinfo)
+        Self::new(offer.substituter.clone(), &offer.narinfo, offer.chunks)
     }
 
-    pub(super) fn new(substituter: Substituter, narinfo: &NarInfo) -> Self {
+    pub(super) fn new(substituter: Substituter, narinfo: &NarInfo, chunks: bool) -> Self {
         Self {
             substituter,
             url: narinfo.url.clone(),
             compression: narinfo.compression,
             file_size: narinfo.file_size,
+            file_hash: narinfo.file_hash,
+            chunks,
             no_ranges: AtomicBool::new(false),
             damaged: Mutex::new(None),
         }
@@ -66,12 +76,19 @@ impl Source {
             .await
     }
 
-    /// How to begin: a block table is only looked for once the stream hints at one.
-    pub(super) fn first_access(&self) -> Access {
+    /// How to begin: a chunk index that is announced is asked for, a block table only looked for
+    /// once the stream hints at one.
+    pub(super) fn first_access(self: &Arc<Self>) -> Access {
         match self.compression {
+            Compression::Zstd if self.has_index() => Access::Indexed(self.clone()),
             Compression::None if !self.no_ranges() => Access::Ranges,
             _ => Access::Stream,
         }
+    }
+
+    /// Whether there is a chunk index that is worth its request: a small file comes in one.
+    pub(in crate::store) fn has_index(&self) -> bool {
+        self.chunks && !self.no_ranges() && self.file_size.is_some_and(|size| size > IN_ONE)
     }
 
     /// Whether the cache turned out not to serve parts of the file.

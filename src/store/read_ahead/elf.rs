@@ -1,10 +1,12 @@
 //! What an ELF image says it will load. Pure: bytes in, names out.
 
+use std::ops::Range;
+
 use object::{
     Endianness,
     elf::{
         DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, ELFCLASS32, ELFCLASS64, FileClass,
-        FileHeader32, FileHeader64, PT_LOAD,
+        FileHeader32, FileHeader64, PF_W, PF_X, PT_DYNAMIC, PT_INTERP, PT_LOAD,
     },
     read::elf::{Dyn, FileHeader, ProgramHeader},
 };
@@ -15,6 +17,10 @@ pub(super) const MAGIC: &[u8] = b"\x7fELF";
 const CLASS: usize = 4;
 /// Entries of a dynamic section that are looked at; real ones have a few dozen.
 const MAX_DYNAMIC: usize = 4096;
+
+/// Code at the beginning of the executed part that every load runs (`.init`, and what the
+/// compiler's start files put in front of `.text`), in bytes, with what stands between them.
+const INITIAL_CODE: u64 = 16 << 10;
 
 /// The names in an image.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -34,6 +40,45 @@ pub(super) fn needs(image: &[u8]) -> Option<Needs> {
         ELFCLASS32 => read::<FileHeader32<Endianness>>(image),
         _ => None,
     }
+}
+
+/// Which parts of an image its loader reads, by the image's first bytes: what it finds names and
+/// relocations in, what it writes to, and the code that it runs first. `None` if that cannot be said: then it may be any part.
+///
+/// Linkers lay out what is read only, what is executed and what is written apart from each other
+/// (`-z separate-code`, the default on Linux since binutils 2.31); the first of these has the
+/// tables of symbols and relocations.
+pub(super) fn loaded(beginning: &[u8]) -> Option<Vec<Range<u64>>> {
+    match FileClass(*beginning.get(CLASS)?) {
+        ELFCLASS64 => parts::<FileHeader64<Endianness>>(beginning),
+        ELFCLASS32 => parts::<FileHeader32<Endianness>>(beginning),
+        _ => None,
+    }
+}
+
+fn parts<E: FileHeader<Endian = Endianness>>(beginning: &[u8]) -> Option<Vec<Range<u64>>> {
+    let header = E::parse(beginning).ok()?;
+    let endian = header.endian().ok()?;
+    let mut parts = Vec::new();
+    for segment in header.program_headers(endian, beginning).ok()? {
+        let (start, size): (u64, u64) = (
+            segment.p_offset(endian).into(),
+            segment.p_filesz(endian).into(),
+        );
+        let flags = segment.p_flags(endian);
+        let wanted = match segment.p_type(endian) {
+            // The tables are among the code: no telling where.
+            PT_LOAD if start == 0 && flags.contains(PF_X) => return None,
+            PT_LOAD if start == 0 || flags.contains(PF_W) => size,
+            PT_LOAD if flags.contains(PF_X) => size.min(INITIAL_CODE),
+            PT_DYNAMIC | PT_INTERP => size,
+            _ => 0,
+        };
+        if wanted > 0 {
+            parts.push(start..start.checked_add(wanted)?);
+        }
+    }
+    Some(parts)
 }
 
 fn read<E: FileHeader<Endian = Endianness>>(image: &[u8]) -> Option<Needs> {
@@ -118,17 +163,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_loaded_has_the_names() {
+        let image = std::fs::read("/proc/self/exe").unwrap();
+        let parts = loaded(&image[..4096]).unwrap();
+        let mut sparse = vec![0; image.len()];
+        for part in parts {
+            let part = part.start as usize..part.end as usize;
+            sparse[part.clone()].copy_from_slice(&image[part]);
+        }
+        sparse[..4096].copy_from_slice(&image[..4096]);
+        assert_eq!(needs(&sparse), needs(&image));
+        let read = sparse.iter().filter(|b| **b != 0).count();
+        assert!(read < image.len() / 2, "{read} of {}", image.len());
+    }
+
+    #[test]
     fn damaged_images_are_refused_or_read_without_panic() {
         let image = std::fs::read("/proc/self/exe").unwrap();
         assert_eq!(needs(b""), None);
         assert_eq!(needs(b"\x7fELF\x07"), None);
         for cut in [5, 16, 63, 64, 100, 500, 5000] {
             let _ = needs(&image[..cut]);
+            let _ = loaded(&image[..cut]);
         }
         for at in 0..64 {
             let mut bad = image[..4096].to_vec();
             bad[at] ^= 0xff;
             let _ = needs(&bad);
+            let _ = loaded(&bad);
         }
     }
 }

@@ -15,8 +15,10 @@ mod modules;
 use std::{
     collections::HashSet,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
 };
+
+use futures_util::future::join_all;
 
 use super::{
     Core, Lane, Path, Slot,
@@ -29,6 +31,14 @@ use crate::{
 
 /// Images above this are left to their readers, in bytes: to be parsed, one is held in memory.
 const LARGEST_IMAGE: u64 = 64 << 20;
+/// A file below this has neighbours in its chunk, in bytes.
+const SMALL_FILE: u64 = 128 << 10;
+/// Bytes of an image that tell which parts of it are loaded: its headers are within the first page.
+const BEGINNING: u64 = 64 << 10;
+/// How far around a small file its neighbours are fetched at first, in bytes of the NAR.
+const FIRST_REACH: u64 = 512 << 10;
+/// How often that is doubled: up to 8 MiB.
+const MOST_DOUBLED: u32 = 4;
 /// Links followed for one name; as many as the kernel follows.
 const MAX_LINKS: u32 = 40;
 /// Longest first line of a script, in bytes, as the kernel has it (`BINPRM_BUF_SIZE`).
@@ -138,15 +148,70 @@ impl Core {
         entry: EntryIndex,
         lane: Lane,
     ) -> Option<Vec<u8>> {
-        let (nar, range, delivered) = self.fetch_file(path, entry, lane).await?;
-        match delivered {
-            Delivered::Bytes(image) => Some(image),
-            Delivered::OnDisk => {
-                let mut image = vec![0; usize::try_from(range.end - range.start).ok()?];
-                nar.file.read_at(&mut image, range.start).ok()?;
-                Some(image)
-            }
+        if let Some(image) = self.bring_loaded(path, entry, lane).await {
+            return Some(image);
         }
+        let (nar, range, delivered) = self.fetch_file(path, entry, lane).await?;
+        bytes_of(&nar, range, delivered)
+    }
+
+    /// What a loader reads of an image, where that can be fetched alone; the rest of it stays zero.
+    async fn bring_loaded(
+        self: &Arc<Self>,
+        path: &Arc<Path>,
+        entry: EntryIndex,
+        lane: Lane,
+    ) -> Option<Vec<u8>> {
+        let Some(Node::Regular { size, offset, .. }) = path.tree.node(entry) else {
+            return None;
+        };
+        let nar = self.nar_of(path).ok()?;
+        if !nar.is_indexed() || size <= BEGINNING || size > LARGEST_IMAGE {
+            return None;
+        }
+        let beginning = self.part(&nar, offset, 0..BEGINNING, lane).await?;
+        let inside = |part: Range<u64>| part.start.min(size)..part.end.min(size);
+        let parts: Vec<_> = elf::loaded(&beginning)?.into_iter().map(inside).collect();
+        let coming = parts
+            .iter()
+            .map(|part| self.part(&nar, offset, part.clone(), lane));
+        let bytes = join_all(coming).await;
+        // What is not written to costs no memory.
+        let mut image = vec![0; usize::try_from(size).ok()?];
+        for (part, bytes) in parts.iter().zip(bytes) {
+            image[part.start as usize..part.end as usize].copy_from_slice(&bytes?);
+        }
+        image[..beginning.len()].copy_from_slice(&beginning);
+        Some(image)
+    }
+
+    /// A part of the file that begins at `offset` in the NAR.
+    async fn part(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        offset: u64,
+        part: Range<u64>,
+        lane: Lane,
+    ) -> Option<Vec<u8>> {
+        if part.is_empty() {
+            return Some(Vec::new());
+        }
+        let range = offset + part.start..offset + part.end;
+        let delivered = self.ensure(nar, Want::Bytes(range.clone()), lane).await;
+        bytes_of(nar, range, delivered.ok()?)
+    }
+
+    /// Fetches what is around a small file that had to be waited for: programs that read many of
+    /// them read their neighbours, in whatever order. The more were waited for, the further.
+    pub(super) fn read_neighbours(self: &Arc<Self>, nar: &Arc<Nar>, range: &Range<u64>, size: u64) {
+        if size >= SMALL_FILE || !nar.is_proven() {
+            return;
+        }
+        let waits = nar.waits.fetch_add(1, Relaxed).min(MOST_DOUBLED);
+        let reach = FIRST_REACH << waits;
+        let before = range.start.saturating_sub(reach / 2);
+        let around = before..(range.end + reach).min(nar.size);
+        self.fetch_ahead(nar, around);
     }
 
     /// Has a file fetched in `lane`: its NAR, and where it lies in it.
@@ -223,6 +288,18 @@ impl Core {
                     }
                 }
             }
+        }
+    }
+}
+
+/// What was delivered of a NAR.
+fn bytes_of(nar: &Nar, range: Range<u64>, delivered: Delivered) -> Option<Vec<u8>> {
+    match delivered {
+        Delivered::Bytes(bytes) => Some(bytes),
+        Delivered::OnDisk => {
+            let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
+            nar.file.read_at(&mut bytes, range.start).ok()?;
+            Some(bytes)
         }
     }
 }

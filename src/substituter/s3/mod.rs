@@ -119,14 +119,14 @@ impl Bucket {
     pub(super) async fn address(&self, file: &str) -> Result<Url, FetchFailure> {
         match &self.signing {
             Signing::Never => self.plain(file),
-            Signing::Always => self.signed(file).await,
+            Signing::Always => self.signed(Method::GET, file).await,
             Signing::Perhaps(none_until) => {
                 // Held while the machine is asked, so that a burst of requests asks it once.
                 let mut none_until = none_until.lock().await;
                 if none_until.is_some_and(|until| Instant::now() < until) {
                     return self.plain(file);
                 }
-                match self.signed(file).await {
+                match self.signed(Method::GET, file).await {
                     Err(FetchFailure::Credentials(reason)) => {
                         tracing::debug!(%reason, "no S3 keys: requests go unsigned");
                         *none_until = Some(Instant::now() + NO_KEYS_TIME);
@@ -135,6 +135,14 @@ impl Bucket {
                     other => other,
                 }
             }
+        }
+    }
+
+    /// The address to write a file to, which always takes keys. Never to be shown.
+    pub(super) async fn address_to_write(&self, file: &str) -> Result<Url, FetchFailure> {
+        match &self.signing {
+            Signing::Never => self.plain(file),
+            Signing::Always | Signing::Perhaps(_) => self.signed(Method::PUT, file).await,
         }
     }
 
@@ -147,10 +155,10 @@ impl Bucket {
         }
     }
 
-    async fn signed(&self, file: &str) -> Result<Url, FetchFailure> {
+    async fn signed(&self, method: Method, file: &str) -> Result<Url, FetchFailure> {
         let key = Path::parse(self.key(file)?)
             .map_err(|error| FetchFailure::BadAddress(error.to_string()))?;
-        match timeout(KEYS_TIME, self.store.signed_url(Method::GET, &key, VALID)).await {
+        match timeout(KEYS_TIME, self.store.signed_url(method, &key, VALID)).await {
             Ok(Ok(url)) => Ok(url),
             Ok(Err(error)) => Err(FetchFailure::Credentials(error.to_string())),
             Err(_) => Err(FetchFailure::Credentials(
