@@ -56,6 +56,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::PathInfo(args) => cli::path_info::run(&config, args),
         Command::Check(args) => cli::check::run(&config, args),
         Command::Gc(args) => cli::gc::run(&config, args),
+        Command::Pin(args) => cli::pin::run(&config, args),
+        Command::Unpin(args) => cli::pin::undo(&config, args),
         Command::ContainerdConfig(args) => cli::containerd_config::run(args),
         Command::ProbeMount(args) => cli::probe_mount::run(args),
         Command::Image(args) => cli::image::run(&config, args),

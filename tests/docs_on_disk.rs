@@ -45,6 +45,8 @@ fn the_map_is_the_one_that_the_code_writes() {
         hash: hash(),
         nar_size: 480,
         verified: false,
+        was_verified: false,
+        sums: vec![0x1122_3344, 0x5566_7788],
         extents: Extents::from_sorted(vec![0..64, 128..480]).unwrap(),
         checkpoint_source: 7,
         checkpoints: vec![Checkpoint {

@@ -8,17 +8,19 @@ use super::{
 use crate::{
     config::Config,
     daemon::{
-        client,
+        client, limits,
         protocol::{Collected, Reply, Request},
     },
 };
 
 const LONG: &str = "\
 Frees disk space by dropping content that was not read for longest, until what is kept fits --to, or \
-the quota. With neither, all content goes that no root or view holds.
+the quota and the free space to keep. With none of them, all content goes that no root or view holds.
 
-Content that no root or view holds goes first; the rest can go too, since it can be fetched again. \
-What is being read or fetched stays, and files that programs have open stay readable.
+Content that no root, view or pin holds goes first; what a root or a view holds can go too, since it can \
+be fetched again; what is pinned (`narfs pin`) stays. Of large paths that are in use, parts that were not \
+read lately may go alone. What is being read or fetched stays, and files that programs have open stay \
+readable.
 
 A dropped path is still there: what is missing of it is fetched when it is read.
 
@@ -28,7 +30,7 @@ store paths with spaces between them.";
 const AFTER: &str = "\
 Exit status:
   0  done, or nothing to do
-  1  what is in use alone is more than was asked for
+  1  what is in use or pinned alone is more than was asked for
   2  the command line or the configuration is wrong
 
 Examples:
@@ -76,6 +78,8 @@ struct Dropped<'a> {
     nar_hash: &'a str,
     store_paths: &'a [String],
     bytes: u64,
+    /// Whether only a part of it goes.
+    partly: bool,
 }
 
 /// Drops content.
@@ -83,10 +87,10 @@ struct Dropped<'a> {
 /// # Errors
 /// When not enough can go.
 pub fn run(config: &Config, args: &GcArgs) -> Result<(), Failure> {
-    let to = args.to.or(config.quota.bytes());
     let mut answer = None;
     let request = Request::Gc {
-        to,
+        to: args.to,
+        limits: limits(config),
         partial: args.partial,
         dry_run: args.dry_run,
     };
@@ -103,12 +107,12 @@ pub fn run(config: &Config, args: &GcArgs) -> Result<(), Failure> {
     };
     let terminal = Terminal::of_stdout(config.color);
     output::print(&text(&collected, args, &terminal)?)?;
-    match (collected.enough, to) {
+    match (collected.enough, collected.goal) {
         // Dropping "everything unused" leaves what is used, the trees and the directory itself.
         (true, _) | (_, Some(0) | None) => Ok(()),
         (false, Some(to)) => {
             let what = format!(
-                "{} stay, more than {}: the rest is in use",
+                "{} stay, more than {}: the rest is in use or pinned",
                 human::bytes(kept(&collected)),
                 human::bytes(to)
             );
@@ -128,6 +132,7 @@ fn text(collected: &Collected, args: &GcArgs, terminal: &Terminal) -> Result<Str
             nar_hash: &nar.nar,
             store_paths: &nar.paths,
             bytes: nar.bytes,
+            partly: nar.partly,
         });
         let document = Document {
             dry_run: args.dry_run,

@@ -25,6 +25,7 @@ pub mod mount_helper;
 pub mod output;
 mod parse;
 pub mod path_info;
+pub mod pin;
 pub mod prefetch;
 pub mod probe_mount;
 pub mod publish;
@@ -88,6 +89,8 @@ pub enum Command {
     PathInfo(path_info::PathInfoArgs),
     Check(check::CheckArgs),
     Gc(gc::GcArgs),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
     Image(image::ImageArgs),
     Publish(Box<publish::PublishArgs>),
     Config(config::ConfigArgs),

@@ -152,8 +152,17 @@ settings! {
     /// The directory for everything that narfs keeps; one daemon uses it at a time.
     state_dir: PathBuf = "state-dir", "NARFS_STATE_DIR", "state-dir", true, super::load::UNSET_STATE_DIR;
 
-    /// The most disk space that kept content may take; what was not used for longest goes first.
+    /// The most disk space that kept content may take, in bytes or as a part of its file system
+    /// (20%); what was not used for longest goes first.
     quota: Quota = "quota", "NARFS_QUOTA", "quota", false, "none";
+
+    /// The free space that kept content leaves on its file system, in bytes or as a part of it.
+    /// Beside a quota, the one that asks for more room counts.
+    keep_free: Quota = "keep-free", "NARFS_KEEP_FREE", "keep-free", false, "none";
+
+    /// Bytes a second that are read in the background to find what the disk changed, which is
+    /// fetched again. 0 reads nothing ahead of need: every read is checked anyway.
+    scrub_rate: ByteSize = "scrub-rate", "NARFS_SCRUB_RATE", "scrub-rate", false, "0B";
 
     /// A netrc file with user names and passwords for caches, by host.
     netrc_file: Option<PathBuf> = "netrc-file", "NARFS_NETRC_FILE", "netrc-file", false, "";

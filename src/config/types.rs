@@ -6,6 +6,7 @@ use super::{
     Secrets, units,
     value::{BadValue, Context, Kind, MAX_COUNT, Value, no_time},
 };
+use crate::content::Amount;
 
 /// An enum of named values that is a setting.
 macro_rules! choice {
@@ -140,21 +141,24 @@ impl Value for ByteSize {
     }
 }
 
-/// The most that is kept.
+/// The most that is kept, or the least that stays free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quota {
-    /// As much as fits on the disk.
+    /// No limit.
     Unlimited,
     /// This many bytes of disk.
     Bytes(u64),
+    /// This many hundredths of the file system that the state directory is on.
+    PerCent(u8),
 }
 
 impl Quota {
-    /// The limit in bytes, if there is one.
-    pub fn bytes(self) -> Option<u64> {
+    /// The limit, if there is one.
+    pub fn amount(self) -> Option<Amount> {
         match self {
             Self::Unlimited => None,
-            Self::Bytes(bytes) => Some(bytes),
+            Self::Bytes(bytes) => Some(Amount::Bytes(bytes)),
+            Self::PerCent(part) => Some(Amount::PerCent(part)),
         }
     }
 }
@@ -163,15 +167,25 @@ impl Value for Quota {
     const KIND: Kind = Kind::Quota;
 
     fn from_text(text: &str, context: Context<'_>) -> Result<Self, BadValue> {
-        match text {
-            "none" => Ok(Self::Unlimited),
-            text => ByteSize::from_text(text, context).map(|size| Self::Bytes(size.0)),
+        let part = |number: &str| match number.trim_end().parse() {
+            Ok(part @ 0..=100) => Ok(Self::PerCent(part)),
+            _ => Err(BadValue::new(format!(
+                "{text:?} is no part of a file system: write a whole number from 0% to 100%"
+            ))),
+        };
+        match (text, text.strip_suffix('%')) {
+            ("none", _) => Ok(Self::Unlimited),
+            (_, Some(number)) => part(number),
+            _ => ByteSize::from_text(text, context).map(|size| Self::Bytes(size.0)),
         }
     }
 
     fn to_toml(&self, secrets: Secrets) -> toml::Value {
-        self.bytes()
-            .map_or_else(|| "none".into(), |bytes| ByteSize(bytes).to_toml(secrets))
+        match self {
+            Self::Unlimited => "none".into(),
+            Self::Bytes(bytes) => ByteSize(*bytes).to_toml(secrets),
+            Self::PerCent(part) => format!("{part}%").into(),
+        }
     }
 }
 
@@ -258,6 +272,37 @@ impl Value for Threads {
         match self {
             Self::Auto => "auto".into(),
             Self::Exactly(count) => i64::from(*count).into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn limits_are_sizes_or_parts() {
+        let context = Context {
+            base: Path::new("/"),
+            home: None,
+        };
+        let read = |text| Quota::from_text(text, context);
+        for (text, want, written) in [
+            ("none", Quota::Unlimited, "none"),
+            ("10GiB", Quota::Bytes(10 << 30), "10GiB"),
+            ("20%", Quota::PerCent(20), "20%"),
+            ("5 %", Quota::PerCent(5), "5%"),
+            ("0%", Quota::PerCent(0), "0%"),
+        ] {
+            let Ok(quota) = read(text) else {
+                panic!("{text}")
+            };
+            assert_eq!(quota, want);
+            assert_eq!(quota.to_toml(Secrets::Masked), written.into());
+        }
+        for wrong in ["%", "101%", "-1%", "1.5%", "some"] {
+            assert!(read(wrong).is_err(), "{wrong}");
         }
     }
 }

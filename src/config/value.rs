@@ -90,7 +90,7 @@ impl Kind {
                 "a size with a unit (KiB, MiB, GiB, TiB, KB, …), or a number of bytes".into()
             }
             Self::Quota => {
-                "a size with a unit (KiB, MiB, GiB, TiB, KB, …), a number of bytes, or none".into()
+                "a size with a unit (KiB, MiB, GiB, TiB, KB, …), a number of bytes, a part of the file system (20%), or none".into()
             }
             Self::Threads => format!("a whole number from 1 to {MAX_COUNT}, or auto"),
             Self::Listen => "a loopback address with a port (127.0.0.1:9633), or none".into(),

@@ -1,8 +1,8 @@
 //! Looking after what is kept: what there is, and whether it is still what it was.
 
-use std::fmt;
+use std::{fmt, ops::Range, sync::Arc};
 
-use super::{ContentError, ContentStore, shared::OnDisk, usage::Sizes};
+use super::{ContentError, ContentStore, NarFile, nar_file::Survey, shared::OnDisk, usage::Sizes};
 use crate::nix::NarHash;
 
 /// What is kept of one NAR.
@@ -34,6 +34,8 @@ pub struct Damage {
 /// What can be wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DamageKind {
+    /// The disk gives back other bytes than were kept, or none, at some places; the rest is what it was.
+    Blocks(Vec<Range<u64>>),
     /// The bytes were right once and no longer have the hash.
     WrongHash {
         /// The hash they have.
@@ -49,6 +51,7 @@ impl DamageKind {
     /// A word for machines; never changes.
     pub fn slug(&self) -> &'static str {
         match self {
+            Self::Blocks(_) => "wrong-blocks",
             Self::WrongHash { .. } => "wrong-hash",
             Self::Map(_) => "bad-map",
             Self::Unreadable(_) => "unreadable",
@@ -59,6 +62,14 @@ impl DamageKind {
 impl fmt::Display for DamageKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Blocks(ranges) => {
+                let bytes: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+                let (n, first) = (ranges.len(), ranges.first().map_or(0, |r| r.start));
+                write!(
+                    f,
+                    "{bytes} bytes at {n} places changed on the disk, the first at {first}"
+                )
+            }
             Self::WrongHash { found } => {
                 write!(f, "its bytes changed on the disk; they hash to {found}")
             }
@@ -82,7 +93,8 @@ pub struct CheckProgress {
 pub struct CheckReport {
     /// NARs that were hashed and are right.
     pub sound: u64,
-    /// NARs that are partial, or complete but were never verified: nothing to compare with yet.
+    /// NARs that are partial, or complete but were never verified: what is here of them is what came, and there is
+    /// no hash yet to compare it with.
     pub unverified: u64,
     /// What is wrong, ordered by hash.
     pub damage: Vec<Damage>,
@@ -94,7 +106,8 @@ impl ContentStore {
         self.look().map(|(kept, _)| kept)
     }
 
-    /// Hashes every verified NAR again; `progress` is called after each piece. Changes nothing.
+    /// Compares all that is kept with its sums, and hashes every verified NAR again; `progress` is called after each
+    /// piece. Changes nothing, but that sums are made where an older narfs made none.
     pub fn check(&self, progress: impl FnMut(CheckProgress)) -> Result<CheckReport, ContentError> {
         self.check_some(|_| true, progress)
     }
@@ -112,34 +125,37 @@ impl ContentStore {
             damage,
             ..CheckReport::default()
         };
-        let total = kept.iter().filter(|k| k.verified).map(|k| k.valid).sum();
+        let total = kept.iter().map(|k| k.valid).sum();
         let mut hashed = 0;
         for kept in &kept {
-            let Some(size) = kept.nar_size.filter(|_| kept.verified) else {
-                report.unverified += u64::from(kept.valid > 0);
+            let Some(size) = kept.nar_size.filter(|_| kept.valid > 0) else {
                 continue;
             };
             let found = self.nar(&kept.hash, size).and_then(|nar| {
                 let _hold = nar.hold();
-                nar.hash_with(|bytes| {
+                nar.survey(|bytes| {
                     hashed += bytes;
                     progress(CheckProgress { hashed, total });
+                    true
                 })
             });
             let kind = match found {
-                Ok((found, _)) if found == kept.hash => {
-                    report.sound += 1;
+                Ok(Survey { bad, .. }) if !bad.is_empty() => DamageKind::Blocks(bad),
+                Ok(Survey { hash, .. }) if kept.verified => match hash {
+                    Some(found) if found != kept.hash => DamageKind::WrongHash { found },
+                    Some(_) => {
+                        report.sound += 1;
+                        continue;
+                    }
+                    // Some of it went meanwhile.
+                    None => continue,
+                },
+                Ok(_) => {
+                    report.unverified += 1;
                     continue;
                 }
-                Ok((found, _)) => DamageKind::WrongHash { found },
                 // Somebody dropped it meanwhile: nothing is kept that could be wrong.
-                Err(
-                    ContentError::Discarded { .. }
-                    | ContentError::Incomplete { .. }
-                    | ContentError::NotValid { .. },
-                ) => {
-                    continue;
-                }
+                Err(ContentError::Discarded { .. }) => continue,
                 Err(e) => DamageKind::Unreadable(e.to_string()),
             };
             report.damage.push(Damage {
@@ -153,8 +169,54 @@ impl ContentStore {
 
     /// Drops what is damaged, so that it is fetched again; the bytes that became free.
     pub fn repair(&self, damage: &Damage) -> Result<u64, ContentError> {
+        if let DamageKind::Blocks(ranges) = &damage.kind
+            && let Some(nar) = self.kept_nar(&damage.hash)?
+        {
+            for range in ranges {
+                // A read drops what it finds wrong; of what is right by now nothing has to go.
+                let mut buf = vec![0; (range.end - range.start) as usize];
+                let found = nar.read_at(&mut buf, range.start);
+                tracing::debug!(nar = %damage.hash, from = range.start, ?found, "repaired");
+            }
+            return Ok(0);
+        }
         self.drop_bytes(&damage.hash, true)
             .map(Option::unwrap_or_default)
+    }
+
+    /// What is kept of a NAR whose size only its map knows, perhaps.
+    fn kept_nar(&self, hash: &NarHash) -> Result<Option<Arc<NarFile>>, ContentError> {
+        if let Some(nar) = self.alive(hash) {
+            return Ok(Some(nar));
+        }
+        match self.shared.read_map(hash)? {
+            OnDisk::Map(map, _) => self.nar(hash, map.nar_size).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Looks through one NAR at the pace that `progress` sets, as [`ContentStore::check`] does; what is damaged.
+    pub(crate) fn scrub(
+        &self,
+        kept: &Kept,
+        progress: impl FnMut(u64) -> bool,
+    ) -> Result<Option<Damage>, ContentError> {
+        let Some(size) = kept.nar_size.filter(|_| kept.valid > 0) else {
+            return Ok(None);
+        };
+        let nar = self.nar(&kept.hash, size)?;
+        let kind = match nar.survey(progress) {
+            Ok(Survey { bad, .. }) if !bad.is_empty() => DamageKind::Blocks(bad),
+            Ok(Survey {
+                hash: Some(found), ..
+            }) if nar.verified() && found != kept.hash => DamageKind::WrongHash { found },
+            Ok(_) | Err(ContentError::Discarded { .. }) => return Ok(None),
+            Err(e) => DamageKind::Unreadable(e.to_string()),
+        };
+        Ok(Some(Damage {
+            hash: kept.hash,
+            kind,
+        }))
     }
 
     fn look(&self) -> Result<(Vec<Kept>, Vec<Damage>), ContentError> {

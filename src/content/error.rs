@@ -106,6 +106,17 @@ pub enum ContentError {
         /// The NAR.
         hash: NarHash,
     },
+    /// The disk gave back other bytes than were kept. They were dropped.
+    #[error(
+        "bytes {}..{} of the NAR {hash} changed on the disk and were dropped; fetch them again, and look after the disk",
+        range.start, range.end
+    )]
+    Damaged {
+        /// The NAR.
+        hash: NarHash,
+        /// From the first wrong byte's block to the last one's.
+        range: Range<u64>,
+    },
     /// Only a NAR of which every byte is here can be hashed or called verified.
     #[error(
         "the NAR {hash} is not complete: {valid} of {size} bytes are kept; fetch the rest first"

@@ -65,15 +65,53 @@ impl Extents {
         }
     }
 
+    /// Takes the bytes of `range` out.
+    pub fn remove(&mut self, range: &Range<u64>) {
+        // Every range in first..last loses something.
+        let first = self.ranges.partition_point(|r| r.end <= range.start);
+        let last = first + self.ranges[first..].partition_point(|r| r.start < range.end);
+        if range.start >= range.end || first == last {
+            return;
+        }
+        let before: u64 = self.ranges[first..last]
+            .iter()
+            .map(|r| r.end - r.start)
+            .sum();
+        let head = self.ranges[first].start..range.start;
+        let tail = range.end..self.ranges[last - 1].end;
+        let left: Vec<_> = [head, tail]
+            .into_iter()
+            .filter(|r| r.start < r.end)
+            .collect();
+        self.covered -= before - left.iter().map(|r| r.end - r.start).sum::<u64>();
+        self.ranges.splice(first..last, left);
+    }
+
     /// Whether every byte of `range` is in the set; an empty range is.
     pub fn contains(&self, range: &Range<u64>) -> bool {
+        range.start >= range.end || self.around(range).is_some()
+    }
+
+    /// The range of the set that every byte of `range` lies in; there is none around an empty one.
+    pub fn around(&self, range: &Range<u64>) -> Option<&Range<u64>> {
         if range.start >= range.end {
-            return true;
+            return None;
         }
         let i = self.ranges.partition_point(|r| r.end <= range.start);
         self.ranges
             .get(i)
-            .is_some_and(|r| r.start <= range.start && range.end <= r.end)
+            .filter(|r| r.start <= range.start && range.end <= r.end)
+    }
+
+    /// The parts of `range` that are in the set, in order.
+    pub fn within(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let first = self.ranges.partition_point(|r| r.end <= range.start);
+        self.ranges[first..]
+            .iter()
+            .take_while(|r| r.start < range.end)
+            .map(|r| r.start.max(range.start)..r.end.min(range.end))
+            .filter(|r| r.start < r.end)
+            .collect()
     }
 
     /// The parts of `range` that are not in the set, in order.
@@ -111,12 +149,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_what_a_bitmap_is(inserted in prop::collection::vec(range(), 0..24), asked in range()) {
+        fn is_what_a_bitmap_is(
+            changed in prop::collection::vec((range(), prop::bool::weighted(0.7)), 0..24),
+            asked in range(),
+        ) {
             let mut extents = Extents::new();
             let mut bitmap = [false; SPACE as usize];
-            for r in inserted {
-                bitmap[r.start as usize..r.end as usize].fill(true);
-                extents.insert(r);
+            for (r, comes) in changed {
+                bitmap[r.start as usize..r.end as usize].fill(comes);
+                match comes {
+                    true => extents.insert(r),
+                    false => extents.remove(&r),
+                }
                 prop_assert_eq!(Some(extents.clone()), Extents::from_sorted(extents.ranges().to_vec()));
             }
             prop_assert_eq!(extents.covered(), bitmap.iter().filter(|b| **b).count() as u64);
@@ -132,8 +176,13 @@ mod tests {
                 prop_assert!(gap.start < gap.end);
                 gaps[gap.start as usize..gap.end as usize].fill(true);
             }
+            let mut here = [false; SPACE as usize];
+            for part in extents.within(&asked) {
+                here[part.start as usize..part.end as usize].fill(true);
+            }
             for i in 0..SPACE {
                 prop_assert_eq!(gaps[i as usize], asked.contains(&i) && !bitmap[i as usize]);
+                prop_assert_eq!(here[i as usize], asked.contains(&i) && bitmap[i as usize]);
             }
         }
     }

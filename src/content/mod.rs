@@ -6,10 +6,11 @@
 //! |---|---|---|
 //! | `version`, `lock` | format of the directory; who uses it | `state_dir.rs` |
 //! | `content/<nix32 of the NAR hash>.nar` | the uncompressed NAR, sparse while partial, always of the NAR's size | `nar_file.rs` |
-//! | `content/<…>.map` | which of its bytes are valid | `map.rs` |
+//! | `content/<…>.map` | which of its bytes are valid, and their sums | `map.rs` |
 //! | `content/<…>.index` | the compiled tree | the layer `tree` |
 //! | `content/<…>.chunks` | the chunk index that a cache has of it | the layer `chunks` |
 //! | `tmp/` | files being written, before they get their name; emptied at the start | `shared.rs` |
+//! | `narfs.spare` | slots that the database could not take | `db/spare.rs` |
 //! | `narfs.redb` | slots, narinfos, roots, uses, facts | [`db`] |
 //!
 //! # What always holds
@@ -17,8 +18,11 @@
 //! - A byte is called valid in memory after the whole write that brought it succeeded, and on the disk (by the map)
 //!   after it was synced. So a kill or a power cut at any instruction loses what came in the last half second, and
 //!   nothing else.
-//! - A valid byte does not change. Whoever writes it first wins; the only way on is [`NarFile::discard`], which begins
-//!   a new *generation* with a new file. A reader compares the generation before and after it reads.
+//! - A valid byte does not change. Whoever writes it first wins. Bytes go with all the others, by
+//!   [`NarFile::discard`], which begins a new *generation* with a new file, or by whole cells (`sums.rs`), which
+//!   counts a *removal*. A reader compares both before and after it reads.
+//! - Every read is held against the sums that were made of the bytes when they came (`sums.rs`). What differs is no
+//!   longer valid; nothing else goes with it.
 //! - A map is believed if it is whole, speaks of this NAR and this size, and the NAR file has no hole where it says
 //!   that bytes are. Otherwise nothing is valid, and a warning says why.
 //! - A map that was removed stays removed (the directory is synced) before another NAR file gets its name.
@@ -51,12 +55,14 @@ mod error;
 mod evict;
 mod extents;
 mod fds;
+mod limits;
 mod map;
 mod nar_file;
 mod persist;
 mod shared;
 mod state_dir;
 mod store;
+mod sums;
 mod usage;
 
 #[cfg(test)]
@@ -66,10 +72,12 @@ pub use crate::codec::Checkpoint;
 pub use check::{CheckProgress, CheckReport, Damage, DamageKind, Kept};
 pub use db::{CachedNarinfo, Db, KeptView, MAX_VIEW, NarinfoTtl, PathError, PathFacts, Pending};
 pub use error::ContentError;
-pub use evict::{EvictGoal, EvictPlan, Evicted, Rank, Victim};
+pub use evict::{EvictGoal, EvictPlan, Evicted, Parts, Rank, Victim};
 pub use extents::Extents;
 pub use fds::MAX_OPEN_FILES;
+pub use limits::{Amount, FileSystem, Limits};
 pub use map::{Map, MapError};
-pub use nar_file::{Hold, NarFile};
+pub use nar_file::{Hold, NarFile, PIECE};
 pub use state_dir::{LOG_FILE, STATE_VERSION};
 pub use store::{ContentStore, OpenOptions};
+pub use sums::BLOCK as SUM_BLOCK;

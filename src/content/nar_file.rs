@@ -1,6 +1,9 @@
 //! One NAR on the disk: a sparse file of its uncompressed bytes, and which of them are valid.
 
+mod checked;
 mod keep;
+mod pieces;
+mod survey;
 mod verify;
 
 use std::{
@@ -8,7 +11,6 @@ use std::{
     io,
     num::NonZeroU64,
     ops::Range,
-    os::unix::fs::FileExt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -20,8 +22,14 @@ use rustix::fs::Advice;
 use super::{
     Checkpoint, ContentError, Extents,
     shared::{Kind, Shared},
+    sums::Sums,
 };
 use crate::nix::NarHash;
+use checked::Read;
+use pieces::PieceUses;
+
+pub use pieces::PIECE;
+pub(super) use survey::Survey;
 
 /// Counts the lives of NAR files: never the same for two of them in one process.
 pub(super) type Generation = u64;
@@ -64,6 +72,7 @@ pub struct NarFile {
     state: RwLock<State>,
     holds: AtomicU32,
     noted_use: AtomicU64,
+    uses: PieceUses,
     /// Bytes allocated for the file, as far as the usage knows; locked while they are looked up.
     nar_allocated: Mutex<u64>,
     map_allocated: AtomicU64,
@@ -75,7 +84,13 @@ pub(super) struct State {
     /// Whether the file of this generation was made.
     pub(super) exists: bool,
     pub(super) verified: bool,
+    /// Whether it ever was, in this generation.
+    pub(super) was_verified: bool,
     pub(super) extents: Extents,
+    /// What the disk has to give back.
+    pub(super) sums: Sums,
+    /// Counts the times that valid bytes were taken out.
+    pub(super) removals: u64,
     pub(super) checkpoint_source: u64,
     pub(super) checkpoints: Vec<Checkpoint>,
     /// Counts changes; what the map on the disk says is as of `persisted`.
@@ -84,12 +99,15 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn empty(generation: Generation) -> Self {
+    pub(super) fn empty(generation: Generation, size: u64) -> Self {
         Self {
             generation,
             exists: false,
             verified: false,
+            was_verified: false,
             extents: Extents::new(),
+            sums: Sums::new(size),
+            removals: 0,
             checkpoint_source: 0,
             checkpoints: Vec::new(),
             changes: 0,
@@ -126,6 +144,7 @@ impl NarFile {
             state: RwLock::new(state),
             holds: AtomicU32::new(0),
             noted_use: AtomicU64::new(0),
+            uses: PieceUses::new(),
             nar_allocated: Mutex::new(nar_allocated),
             map_allocated: map_allocated.into(),
         })
@@ -173,32 +192,53 @@ impl NarFile {
         self.state().generation
     }
 
+    /// Whether the NAR was verified once; bytes of it may have gone since. What is here of it is a part of the right
+    /// NAR, as far as its sums hold, and the tree that it was compared with is its tree.
+    pub fn was_verified(&self) -> bool {
+        self.state().was_verified
+    }
+
     /// Fills `buf` with the bytes from `offset` on. All of them have to be valid.
     ///
-    /// No lock is held while the disk works. Bytes that were discarded meanwhile are not given out.
+    /// No lock is held while the disk works. Bytes that were discarded meanwhile are not given out, and none that
+    /// the disk changed: those are dropped ([`ContentError::Damaged`]), to be fetched again.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), ContentError> {
         let range = self.range(offset, buf.len())?;
         if range.is_empty() {
             return Ok(());
         }
-        let generation = {
-            let state = self.state();
-            if !state.extents.contains(&range) {
-                return Err(ContentError::NotValid {
-                    hash: self.hash,
-                    range,
-                });
+        loop {
+            let (expected, as_of) = {
+                let state = self.state();
+                let Some(expected) = state.expected(&range) else {
+                    return Err(ContentError::NotValid {
+                        hash: self.hash,
+                        range,
+                    });
+                };
+                (expected, (state.generation, state.removals))
+            };
+            let read = self.open_existing(as_of.0, false).and_then(|file| {
+                read_ahead(&file, &range);
+                checked::read(&file, &expected, buf, offset)
+            });
+            {
+                let state = self.state();
+                if state.generation != as_of.0 {
+                    return Err(ContentError::Discarded { hash: self.hash });
+                }
+                if state.removals != as_of.1 {
+                    // Perhaps these bytes went while they were read: look again.
+                    continue;
+                }
             }
-            state.generation
-        };
-        let read = self.open_existing(generation, false).and_then(|file| {
-            read_ahead(&file, &range);
-            file.read_exact_at(buf, offset)
-        });
-        if self.generation() != generation {
-            return Err(ContentError::Discarded { hash: self.hash });
+            return match read {
+                Ok(Read::Right) => Ok(()),
+                Ok(Read::Wrong(cells)) => Err(self.lose(as_of, &cells)),
+                Err(e) if checked::is_loss(&e) => Err(self.lose_unreadable(as_of, &range, &e)),
+                Err(e) => Err(self.failed("read", e)),
+            };
         }
-        read.map_err(|e| self.failed("read", e))
     }
 
     /// The file itself, for handing its descriptor on (to the kernel, or to `sendfile`). Complete NARs only.

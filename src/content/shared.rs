@@ -21,6 +21,7 @@ use super::{
     nar_file::{Generation, State, lock},
     persist::Persister,
     state_dir::{StateDir, allocated, sync_dir},
+    sums::Sums,
     usage::Usage,
 };
 use crate::nix::NarHash;
@@ -82,6 +83,10 @@ pub(super) struct Shared {
     /// Some map was removed and the directory not synced since.
     removals: AtomicBool,
     closed: AtomicBool,
+    /// The file system punches no holes.
+    no_holes: AtomicBool,
+    /// Kept bytes that the disk gave back wrong, or not at all, since the store was opened.
+    pub(super) damaged: AtomicU64,
     /// Dropped last: then the directory is free for another process.
     _dir: StateDir,
 }
@@ -100,6 +105,8 @@ impl Shared {
             generations: AtomicU64::new(1),
             removals: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            no_holes: AtomicBool::new(false),
+            damaged: AtomicU64::new(0),
             _dir: dir,
         }
     }
@@ -128,6 +135,15 @@ impl Shared {
 
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether parts of a NAR can go, as far as is known.
+    pub(super) fn punches(&self) -> bool {
+        !self.no_holes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn punches_nothing(&self) {
+        self.no_holes.store(true, Ordering::Relaxed);
     }
 
     /// The part of the table where `hash` is. No `Arc<NarFile>` may be dropped while it is locked.
@@ -188,7 +204,7 @@ impl Shared {
         hash: &NarHash,
         nar_size: u64,
     ) -> Result<Arc<NarFile>, ContentError> {
-        let empty = || State::empty(self.next_generation());
+        let empty = || State::empty(self.next_generation(), nar_size);
         let make = |state, nar, map| NarFile::new(*hash, nar_size, self.clone(), state, nar, map);
         let (map, map_allocated) = match self.read_map(hash)? {
             OnDisk::Absent => return Ok(make(empty(), 0, 0)),
@@ -220,6 +236,8 @@ impl Shared {
                 let state = State {
                     exists: true,
                     verified: map.verified,
+                    was_verified: map.was_verified,
+                    sums: Sums::from_list(nar_size, &map.extents, &map.sums),
                     extents: map.extents,
                     checkpoint_source: map.checkpoint_source,
                     checkpoints: map.checkpoints,

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     thread::JoinHandle,
     time::Duration,
 };
@@ -143,6 +143,11 @@ impl ContentStore {
     pub fn usage_of(&self, hash: &NarHash) -> u64 {
         let of = |kind| fs::metadata(self.shared.path(hash, kind)).map_or(0, |m| allocated(&m));
         of(Kind::Nar) + of(Kind::Map) + of(Kind::Index) + of(Kind::Chunks)
+    }
+
+    /// Kept bytes that the disk gave back wrong, or not at all, since this was opened; they were dropped.
+    pub fn damaged_bytes(&self) -> u64 {
+        self.shared.damaged.load(Ordering::Relaxed)
     }
 
     /// The NAR file of this hash, if anybody has it.

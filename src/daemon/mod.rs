@@ -36,6 +36,7 @@ mod terms;
 pub use admin::METRICS;
 pub(crate) use admin::{Admin, Check, Office, answers};
 pub(crate) use memory::limit_arenas;
+pub(crate) use open::limits;
 pub use open::{open_store, open_store_in, runtime, substituter_at};
 pub(crate) use serve::{
     Activity, DRAIN, IDLE_TICK, Shared, Signal, end_runtime, mount_failure, store_failure,

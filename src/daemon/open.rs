@@ -6,7 +6,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     config::{self, CacheConfig, Config},
-    content::{ContentError, ContentStore, OpenOptions},
+    content::{ContentError, ContentStore, Limits, OpenOptions},
     failure::{Exit, Failure},
     nix::TrustedKeys,
     store::{Settings, Store, Verify},
@@ -92,8 +92,17 @@ fn settings(config: &Config) -> Result<Settings, Failure> {
         connections: config.connections as usize,
         hedge_after: default.hedge_after,
         read_ahead: config.read_ahead.0,
-        quota: config.quota.bytes(),
+        limits: limits(config),
+        scrub_rate: config.scrub_rate.0,
     })
+}
+
+/// How much may be kept.
+pub(crate) fn limits(config: &Config) -> Limits {
+    Limits {
+        quota: config.quota.amount(),
+        keep_free: config.keep_free.amount(),
+    }
 }
 
 /// At most half of the time after which the kernel would abort the whole mount.

@@ -10,7 +10,7 @@ use narfs_state_schema::{PathStatus, Summary};
 use serde::{Deserialize, Serialize};
 
 use super::Terms;
-use crate::{failure::Failure, store::CheckReport};
+use crate::{content::Limits, failure::Failure, store::CheckReport};
 
 /// Name of the socket in the state directory.
 pub const SOCKET: &str = "control.sock";
@@ -60,13 +60,27 @@ pub enum Request {
     },
     /// Make room.
     Gc {
-        /// Bytes that may stay; without it, all that no root keeps goes.
+        /// Bytes that may stay.
         to: Option<u64>,
+        /// Without it, what these allow; without any of them, all goes that no root keeps.
+        limits: Limits,
         /// Partial content that no root keeps goes too.
         partial: bool,
         /// Only say what would go.
         dry_run: bool,
     },
+    /// Keep what there is of these and of all they refer to, whatever room is made.
+    Pin {
+        /// Base names of store paths.
+        paths: Vec<String>,
+    },
+    /// They may go again.
+    Unpin {
+        /// Base names of store paths.
+        paths: Vec<String>,
+    },
+    /// What is pinned?
+    Pins,
     /// End.
     Stop,
 }
@@ -105,6 +119,11 @@ pub enum Reply {
     },
     /// What went or would go.
     Collected(Collected),
+    /// What is pinned.
+    Pins {
+        /// In order.
+        pins: Vec<Pin>,
+    },
     /// Done.
     Done,
     /// It did not work.
@@ -130,7 +149,11 @@ impl Request {
     pub fn needs_state(&self) -> bool {
         matches!(
             self,
-            Self::Status { .. } | Self::Check { .. } | Self::Gc { .. }
+            Self::Status { .. }
+                | Self::Check { .. }
+                | Self::Gc { .. }
+                | Self::Unpin { .. }
+                | Self::Pins
         )
     }
 }
@@ -183,8 +206,22 @@ pub struct Collected {
     pub before: u64,
     /// NARs that somebody began to use meanwhile; they stayed.
     pub spared: u64,
+    /// Bytes that may stay, if that was a goal.
+    pub goal: Option<u64>,
     /// Whether the goal was reached.
     pub enough: bool,
+}
+
+/// A pinned store path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pin {
+    /// Absolute.
+    pub store_path: String,
+    /// Store paths that it refers to, directly or through others, with itself; as far as is known.
+    pub closure: u64,
+    /// Bytes of disk that are taken by what is kept of them.
+    pub kept: u64,
 }
 
 /// One NAR of [`Collected`].
@@ -196,4 +233,7 @@ pub struct CollectedNar {
     pub paths: Vec<String>,
     /// Bytes on disk.
     pub bytes: u64,
+    /// Whether only what was not read lately goes, and the rest stays.
+    #[serde(default)]
+    pub partly: bool,
 }

@@ -69,6 +69,7 @@ fn attempt<T>(
     // What is dropped at the end anyway needs no quota.
     let mut config = config.clone();
     config.quota = Quota::Unlimited;
+    config.keep_free = Quota::Unlimited;
     let store = open_store_in(&config, dir.path(), runtime)?;
     runtime.block_on(async {
         tokio::select! {

@@ -175,6 +175,7 @@ fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running
     let store = open_store(config, runtime)?;
     let (shared, signals) = Shared::new(config, store.clone(), Layout::Store);
     store.keep_quota();
+    store.scrub();
     let server = Server::start(&config.state_dir, shared.clone())?;
     if let Some(mountpoint) = &what.mountpoint {
         shared.adopt(Mount::new(&store, mountpoint, &shared.options).map_err(mount_failure)?);

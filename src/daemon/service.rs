@@ -10,12 +10,12 @@ use std::{
 use futures_util::{StreamExt, stream};
 
 use super::{
-    protocol::{Collected, CollectedNar, Reply, Request},
+    protocol::{Collected, CollectedNar, Pin, Reply, Request},
     serve::store_failure,
 };
 use crate::{
     cli::{Exit, Failure, output::human},
-    content::EvictGoal,
+    content::{EvictGoal, Limits},
     nix::StorePath,
     store::{Condition, Lane, Path, Store, StoreError},
 };
@@ -43,9 +43,13 @@ pub(super) fn handle(store: &Store, request: Request, say: Say<'_>) -> io::Resul
         Request::Check { paths, repair } => check(store, &paths, repair, say)?,
         Request::Gc {
             to,
+            limits,
             partial,
             dry_run,
-        } => collect(store, to, partial, dry_run),
+        } => collect(store, to, &limits, partial, dry_run),
+        Request::Pin { paths } => pin(store, &paths),
+        Request::Unpin { paths } => unpin(store, &paths),
+        Request::Pins => pins(store),
         Request::Info | Request::Attach | Request::Stop => Ok(Reply::Refused {
             message: "no daemon runs for this state directory".into(),
         }),
@@ -230,8 +234,63 @@ fn unknown<'a>(store: &Store, paths: &'a [StorePath]) -> Option<&'a StorePath> {
         .find(|path| !by_nar.values().flatten().any(|known| known == *path))
 }
 
-fn collect(store: &Store, to: Option<u64>, partial: bool, dry_run: bool) -> Result<Reply, Failure> {
+fn pin(store: &Store, paths: &[String]) -> Result<Reply, Failure> {
+    let paths = parse(paths)?;
+    // What they refer to has to be known: it is kept as well.
+    let report = store
+        .runtime()
+        .block_on(store.admit_closure(&paths, Lane::Demand));
+    if let Some((_, error)) = report.failed.first() {
+        return Err(store_failure(error));
+    }
+    store.pin(&paths).map_err(|e| store_failure(&e))?;
+    Ok(Reply::Done)
+}
+
+fn unpin(store: &Store, paths: &[String]) -> Result<Reply, Failure> {
+    let mut missing = None;
+    for path in parse(paths)? {
+        if !store.unpin(&path).map_err(|e| store_failure(&e))? {
+            missing.get_or_insert(path);
+        }
+    }
+    match missing {
+        None => Ok(Reply::Done),
+        Some(path) => {
+            let what = format!("{} is not pinned", path.absolute());
+            Err(Failure::new(Exit::NotFound, what).hint("`narfs pin` lists what is"))
+        }
+    }
+}
+
+fn pins(store: &Store) -> Result<Reply, Failure> {
     let failure = |e: StoreError| store_failure(&e);
+    let pin = |path: StorePath| {
+        let (closure, kept) = store.closure_usage(&path).map_err(failure)?;
+        Ok(Pin {
+            store_path: path.absolute(),
+            closure,
+            kept,
+        })
+    };
+    let pins = store.pins().map_err(failure)?.into_iter().map(pin);
+    Ok(Reply::Pins {
+        pins: pins.collect::<Result<_, Failure>>()?,
+    })
+}
+
+fn collect(
+    store: &Store,
+    to: Option<u64>,
+    limits: &Limits,
+    partial: bool,
+    dry_run: bool,
+) -> Result<Reply, Failure> {
+    let failure = |e: StoreError| store_failure(&e);
+    let to = match to {
+        None => store.most_kept(limits).map_err(failure)?,
+        to => to,
+    };
     let goal = to.map_or(EvictGoal::Unrooted, EvictGoal::AtMost);
     let plan = store.plan_gc(goal, partial).map_err(failure)?;
     let names = store.paths_by_nar();
@@ -244,12 +303,14 @@ fn collect(store: &Store, to: Option<u64>, partial: bool, dry_run: bool) -> Resu
             .map(StorePath::absolute)
             .collect(),
         bytes: victim.bytes,
+        partly: !victim.ranges.is_empty(),
     });
     let mut collected = Collected {
         nars: nars.collect(),
         freed: plan.freed,
         before: plan.usage,
         spared: 0,
+        goal: to,
         enough: plan.enough,
     };
     if !dry_run {

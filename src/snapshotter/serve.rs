@@ -116,6 +116,7 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
     let store = open_store(config, runtime)?;
     let (shared, signals) = Shared::new(config, store.clone(), Layout::Node);
     store.keep_quota();
+    store.scrub();
     let mountpoint = root.join(MOUNTPOINT);
     let options = Options {
         detect: what.detect,

@@ -301,13 +301,7 @@ impl Core {
         let db = self.content.db();
         let (slot, known) = match self.paths.slot(&path.hash()) {
             Some((slot, entry)) if entry.store_path == *path => (slot, true),
-            _ => {
-                let slots = db.allocate_slots(std::slice::from_ref(path)).await?;
-                (
-                    Slot(slots.first().copied().ok_or(StoreError::Stopping)?),
-                    false,
-                )
-            }
+            _ => (Slot(db.slot_for(path, false).await?), false),
         };
         let now = unix_now();
         let facts = if known {

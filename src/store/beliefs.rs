@@ -65,7 +65,7 @@ impl Core {
         tree: &Arc<Tree>,
     ) -> Result<Arc<Path>, StoreError> {
         old.set_replaced();
-        let slot = Slot(self.content.db().reallocate_slot(&old.store_path).await?);
+        let slot = Slot(self.content.db().slot_for(&old.store_path, true).await?);
         let new = Arc::new(Path {
             slot,
             store_path: old.store_path.clone(),
@@ -102,7 +102,8 @@ impl Core {
         if path.is_replaced() {
             return Some(Err(StoreError::NoNode));
         }
-        if nar.file.verified() || path.confirmed(entry) {
+        // One that lost parts since was compared with the same tree.
+        if nar.file.was_verified() || path.confirmed(entry) {
             return Some(Ok(()));
         }
         if nar.is_proven() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Core, Event, Lane, Store, StoreError, fetch::look_at};
 use crate::{
-    content::{Damage, Kept},
+    content::{Damage, DamageKind, Kept},
     nix::{NarHash, StorePath},
     tree::{Tree, TreeError},
 };
@@ -62,8 +62,8 @@ impl CheckReport {
 }
 
 impl Store {
-    /// Hashes what is kept of `paths` (of all, if none is named) against what was promised, and
-    /// drops what is damaged: no reader gets it any more, it is fetched again when it is read.
+    /// Holds what is kept of `paths` (of all, if none is named) against its sums and, where it is
+    /// complete, against the hash that was promised, and drops what is damaged: no reader gets it any more, it is fetched again when it is read.
     ///
     /// # Errors
     /// When the state directory can't be read, or what is damaged can't be dropped.
@@ -153,7 +153,10 @@ impl Core {
     ) -> Result<Option<String>, StoreError> {
         if let Some(damage) = damage {
             self.content.repair(damage)?;
-            self.emit(Event::ContentDropped(kept.hash));
+            // Single blocks never reached a reader: what the kernel has is right.
+            if !matches!(damage.kind, DamageKind::Blocks(_)) {
+                self.emit(Event::ContentDropped(kept.hash));
+            }
             return Ok(Some(damage.kind.to_string()));
         }
         if let Some(size) = kept

@@ -32,6 +32,12 @@ counters! {
     reads,
     /// Reads that had to wait for a fetch.
     read_misses,
+    /// Reads that the disk answered with other bytes than were kept; readers got those of a cache.
+    damaged_reads,
+    /// Kept bytes that the scrub looked through.
+    scrubbed,
+    /// NARs in which the scrub found damage.
+    scrub_damages,
     /// Bytes handed to readers.
     read_bytes,
     /// Compressed bytes of NARs that came from caches.

@@ -113,6 +113,11 @@ impl Default for Lanes {
 }
 
 impl Lanes {
+    /// Whether somebody waits for bytes that come just now.
+    pub fn demand_flows(&self) -> bool {
+        self.traffic.borrow().demand_flowing > 0
+    }
+
     /// Lanes whose transfers are counted by these caches.
     pub fn over(substituters: impl IntoIterator<Item = String>) -> Self {
         Self {

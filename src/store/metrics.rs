@@ -100,6 +100,11 @@ static FREED: Metric = Metric::counter(
     Unit::Bytes,
     "Disk space freed by dropping NARs to make room",
 );
+static DAMAGED: Metric = Metric::counter(
+    "narfs_damaged",
+    Unit::Bytes,
+    "Kept bytes that the disk gave back wrong or not at all; readers got those of a cache",
+);
 static KEPT: Metric = Metric::gauge(
     "narfs_content",
     Unit::Bytes,
@@ -108,7 +113,7 @@ static KEPT: Metric = Metric::gauge(
 static QUOTA: Metric = Metric::gauge(
     "narfs_quota",
     Unit::Bytes,
-    "The most that kept content may take; missing without a quota",
+    "The most that kept content may take now; missing without a limit",
 );
 static PATHS: Metric = Metric::gauge(
     "narfs_paths",
@@ -136,6 +141,7 @@ pub static METRICS: &[&Metric] = &[
     &QUARANTINED,
     &EVICTED,
     &FREED,
+    &DAMAGED,
     &KEPT,
     &QUOTA,
     &PATHS,
@@ -178,12 +184,13 @@ impl Source for Store {
         into.count(&QUARANTINED, &[], counted.quarantined.get());
         into.count(&EVICTED, &[], counted.evicted.get());
         into.count(&FREED, &[], counted.evicted_bytes.get());
+        into.count(&DAMAGED, &[], core.content.damaged_bytes());
         // A state directory that can't be read has other ways to say so.
         if let Ok(kept) = core.content.usage() {
             into.count(&KEPT, &[], kept);
         }
-        if let Some(quota) = core.settings.quota {
-            into.count(&QUOTA, &[], quota);
+        if let Ok((_, Some(most))) = core.content.room(&core.settings.limits) {
+            into.count(&QUOTA, &[], most);
         }
         let (known, loaded) = core.paths.count();
         into.count(&PATHS, &["known"], known);

@@ -18,7 +18,8 @@
 //! lanes.rs     who may use the link now          inflight.rs  what is under way, on show
 //! about.rs     what extended attributes tell
 //! status.rs    what `.nix-snapshotter` shows        recent.rs the last errors
-//! check.rs     hashing what is kept             room.rs  making room: gc, the quota
+//! check.rs     hashing what is kept             room.rs  making room: gc, quota, pins
+//! scrub.rs     looking through what is kept, slowly
 //! path.rs      the table of known paths         ids.rs   inode numbers
 //! views.rs     named subsets of the store
 //! ```
@@ -50,6 +51,7 @@ mod read_ahead;
 mod recent;
 mod room;
 mod root_kind;
+mod scrub;
 mod settings;
 mod single_flight;
 mod status;

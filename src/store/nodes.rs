@@ -306,7 +306,7 @@ impl Core {
         if let Err(error) = self.believed(path, entry, &nar)? {
             return Some(Err(error));
         }
-        nar.file.touch(unix_now());
+        nar.file.touch_range(range, unix_now());
         // Not cleared before: what is there is written over, and need not be zeroed once more.
         buf.resize((range.end - range.start) as usize, 0);
         match nar.file.read_at(buf, range.start) {
@@ -315,6 +315,11 @@ impl Core {
             Ok(()) => Some(Ok(())),
             // Dropped in this moment: fetch it again.
             Err(ContentError::Discarded { .. } | ContentError::NotValid { .. }) => None,
+            // Changed on the disk, which is dropped by now: the same.
+            Err(ContentError::Damaged { .. }) => {
+                self.counters.damaged_reads.add(1);
+                None
+            }
             Err(error) => Some(Err(error.into())),
         }
     }

@@ -4,7 +4,7 @@
 //! fetched is held ([`crate::content::NarFile::hold`]) and stays.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -12,17 +12,27 @@ use std::{
     time::Duration,
 };
 
-use super::{Core, Store, StoreError, path::SlotEntry};
+use super::{Core, Store, StoreError, Verify, path::SlotEntry};
 use crate::{
-    content::{EvictGoal, EvictPlan, Evicted, Rank, Victim},
-    nix::{NarHash, StorePathHash},
+    content::{EvictGoal, EvictPlan, Evicted, Limits, Parts, Rank, Victim},
+    nix::{NarHash, StorePath, StorePathHash},
 };
 
 /// How often the quota is looked at besides after every NAR: partial content grows as well.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Over the quota, this share of it is freed in advance (one in so many parts), because finding
+/// Over the limit, this share of it is freed in advance (one in so many parts), because finding
 /// out what goes means looking at every file that is kept.
 const SLACK: u64 = 20;
+/// Most that is freed in advance, in bytes.
+const MOST_SLACK: u64 = 1 << 30;
+
+/// What the names of roots begin with that a user pinned: their content never goes.
+const PIN: &str = "pin/";
+
+/// The name of the root that a pin is.
+fn pin(path: &StorePath) -> String {
+    format!("{PIN}{path}")
+}
 
 /// Whether room is being made.
 #[derive(Default)]
@@ -44,18 +54,23 @@ impl Store {
         };
         let first: HashSet<NarHash> = partial.iter().map(|v| v.hash).collect();
         let bytes: u64 = partial.iter().map(|v| v.bytes).sum();
-        let rank = |nar: &NarHash| match () {
+        let rank = |nar: &NarHash| match rooted.get(nar) {
             // Goes anyway: out of the way of the rest of the plan.
-            () if first.contains(nar) => Rank::Keep,
-            () if rooted.contains(nar) => Rank::Rooted,
-            () => Rank::Unrooted,
+            _ if first.contains(nar) => Rank::Keep,
+            Some(rank) => *rank,
+            None => Rank::Unrooted,
+        };
+        // Readers that only get verified bytes have nothing of a part.
+        let parts = match self.0.settings.verify {
+            Verify::Stream => Parts::Alone,
+            Verify::BeforeRead => Parts::Never,
         };
         let rest = match goal {
             EvictGoal::AtMost(most) => EvictGoal::AtMost(most.saturating_add(bytes)),
             EvictGoal::Free(wanted) => EvictGoal::Free(wanted.saturating_sub(bytes)),
             EvictGoal::Unrooted => EvictGoal::Unrooted,
         };
-        let mut plan = self.0.content.plan_eviction(rest, rank)?;
+        let mut plan = self.0.content.plan_eviction_of(rest, parts, rank)?;
         plan.freed += bytes;
         plan.victims.splice(0..0, partial);
         Ok(plan)
@@ -72,11 +87,62 @@ impl Store {
         Ok(gone)
     }
 
-    /// Keeps the quota from now on, as long as the store lives.
+    /// The most that may be kept now, by these limits.
+    ///
+    /// # Errors
+    /// When the state directory can't be read.
+    pub fn most_kept(&self, limits: &Limits) -> Result<Option<u64>, StoreError> {
+        Ok(self.0.content.room(limits)?.1)
+    }
+
+    /// Pins paths: what is kept of them and of everything that they refer to never goes to make room.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn pin(&self, paths: &[StorePath]) -> Result<(), StoreError> {
+        let pins: Vec<_> = paths
+            .iter()
+            .map(|path| {
+                self.0
+                    .content
+                    .db()
+                    .put_root(&pin(path), std::slice::from_ref(path))
+            })
+            .collect();
+        Ok(pins.into_iter().try_for_each(|pin| pin.wait())?)
+    }
+
+    /// Takes a pin away; whether there was one.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn unpin(&self, path: &StorePath) -> Result<bool, StoreError> {
+        Ok(self.0.content.db().remove_root(&pin(path)).wait()?)
+    }
+
+    /// The pinned paths, in order.
+    ///
+    /// # Errors
+    /// When the state directory can't be read.
+    pub fn pins(&self) -> Result<Vec<StorePath>, StoreError> {
+        let roots = self.0.content.db().roots()?.into_iter();
+        let pins = roots.filter(|(name, _)| name.starts_with(PIN));
+        Ok(pins.flat_map(|(_, paths)| paths).collect())
+    }
+
+    /// The paths that this one refers to, directly or through others, with itself, as far as is
+    /// known here, and the bytes of disk that are taken by what is kept of them.
+    ///
+    /// # Errors
+    /// When the state directory can't be read.
+    pub fn closure_usage(&self, path: &StorePath) -> Result<(u64, u64), StoreError> {
+        let nars = self.0.closure_nars(vec![path.clone()])?;
+        let kept = nars.iter().map(|nar| self.0.content.usage_of(nar)).sum();
+        Ok((nars.len() as u64, kept))
+    }
+
+    /// Keeps the limits from now on, as long as the store lives, and settles what waits for room.
     pub fn keep_quota(&self) {
-        if self.0.settings.quota.is_none() {
-            return;
-        }
         let weak = self.downgrade();
         self.0.runtime.spawn(async move {
             let mut tick = tokio::time::interval(LOOK_EVERY);
@@ -84,50 +150,84 @@ impl Store {
                 tick.tick().await;
                 let Some(store) = weak.upgrade() else { return };
                 store.0.make_room_soon();
+                store.0.settle_soon();
             }
         });
     }
 }
 
 impl Core {
-    /// Evicts in the background if more than the quota is kept.
+    /// Evicts in the background if more is kept than the limits allow.
     pub(super) fn make_room_soon(self: &Arc<Self>) {
-        let Some(quota) = self.settings.quota else {
+        let limits = self.settings.limits;
+        if !limits.any() {
+            return;
+        }
+        let Ok((usage, Some(most))) = self.content.room(&limits) else {
             return;
         };
-        if !matches!(self.content.usage(), Ok(usage) if usage > quota)
-            || self.room.busy.swap(true, SeqCst)
-        {
+        if usage <= most || self.room.busy.swap(true, SeqCst) {
             return;
         }
         let core = self.clone();
         self.runtime.spawn_blocking(move || {
             let store = Store(core);
+            let slack = (most / SLACK).min(MOST_SLACK);
             let evicted = store
-                .plan_gc(EvictGoal::AtMost(quota - quota / SLACK), false)
+                .plan_gc(EvictGoal::AtMost(most - slack), false)
                 .and_then(|plan| store.carry_out_gc(&plan));
             store.0.room.busy.store(false, SeqCst);
             match evicted {
-                Ok(evicted) => {
-                    tracing::info!(nars = evicted.nars, bytes = evicted.bytes, quota, "evicted")
+                Ok(Evicted {
+                    nars, parts, bytes, ..
+                }) => {
+                    tracing::info!(nars, parts, bytes, most, "evicted")
                 }
-                Err(error) => tracing::warn!(%error, quota, "the quota can't be kept"),
+                Err(error) => {
+                    tracing::warn!(%error, most, "what is kept can't be kept within its limits")
+                }
             }
         });
     }
 
+    /// Slots that were given on a full disk go to the database, once it takes them.
+    fn settle_soon(self: &Arc<Self>) {
+        if self.content.db().has_spare_slots() {
+            let core = self.clone();
+            self.runtime.spawn_blocking(move || {
+                if let Err(error) = core.content.db().settle_spare_slots() {
+                    tracing::debug!(%error, "the disk is still full");
+                }
+            });
+        }
+    }
+
     /// NARs that roots and views keep: those of their paths and of everything these refer to.
-    fn rooted(&self) -> Result<HashSet<NarHash>, StoreError> {
-        let mut rooted = HashSet::new();
-        let mut seen: HashSet<StorePathHash> = HashSet::new();
-        let mut next: Vec<_> = self
-            .content
-            .db()
-            .roots()?
+    fn rooted(&self) -> Result<HashMap<NarHash, Rank>, StoreError> {
+        let roots = self.content.db().roots()?;
+        let (pinned, roots): (Vec<_>, Vec<_>) = roots
             .into_iter()
-            .flat_map(|(_, paths)| paths)
-            .chain(self.viewed().into_values())
-            .collect();
+            .partition(|(name, _)| name.starts_with(PIN));
+        let paths =
+            |roots: Vec<(String, Vec<StorePath>)>| roots.into_iter().flat_map(|(_, paths)| paths);
+        let rooted = paths(roots).chain(self.viewed().into_values()).collect();
+        let mut ranks = HashMap::new();
+        for (roots, rank) in [
+            (rooted, Rank::Rooted),
+            (paths(pinned).collect(), Rank::Keep),
+        ] {
+            for nar in self.closure_nars(roots)? {
+                ranks.insert(nar, rank);
+            }
+        }
+        Ok(ranks)
+    }
+
+    /// The NARs of these paths and of everything that they refer to, as far as is known here.
+    fn closure_nars(&self, roots: Vec<StorePath>) -> Result<HashSet<NarHash>, StoreError> {
+        let mut nars = HashSet::new();
+        let mut seen: HashSet<StorePathHash> = HashSet::new();
+        let mut next = roots;
         while let Some(path) = next.pop() {
             if !seen.insert(path.hash()) {
                 continue;
@@ -140,26 +240,27 @@ impl Core {
                 },
             };
             if let Some((nar, references)) = self.kept_facts(&entry)? {
-                rooted.insert(nar);
+                nars.insert(nar);
                 next.extend(references);
             }
         }
-        Ok(rooted)
+        Ok(nars)
     }
 
     /// Content of which a part is here, that no root keeps and nobody uses.
-    fn partial(&self, rooted: &HashSet<NarHash>) -> Result<Vec<Victim>, StoreError> {
+    fn partial(&self, rooted: &HashMap<NarHash, Rank>) -> Result<Vec<Victim>, StoreError> {
         let mut kept = self.content.list()?;
         kept.retain(|k| {
             k.allocated > 0
                 && k.nar_size.is_none_or(|size| k.valid < size)
-                && !rooted.contains(&k.hash)
+                && !rooted.contains_key(&k.hash)
         });
         let held =
             |hash: &NarHash, size| self.content.nar(hash, size).is_ok_and(|file| file.held());
         kept.retain(|k| k.nar_size.is_none_or(|size| !held(&k.hash, size)));
         let victim = |k: crate::content::Kept| Victim {
             hash: k.hash,
+            ranges: Vec::new(),
             bytes: k.allocated + k.index_allocated,
             last_use: 0,
             rank: Rank::Unrooted,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::nix::TrustedKeys;
+use crate::{content::Limits, nix::TrustedKeys};
 
 /// When a reader gets bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,8 +42,10 @@ pub struct Settings {
     pub hedge_after: Duration,
     /// Most that is fetched ahead of a sequential reader where ranges are served, in bytes.
     pub read_ahead: u64,
-    /// Most that is kept, in bytes of disk; `None` for as much as fits.
-    pub quota: Option<u64>,
+    /// Most that is kept.
+    pub limits: Limits,
+    /// Bytes a second that are looked through in the background for what the disk changed; 0 for none.
+    pub scrub_rate: u64,
 }
 
 impl Default for Settings {
@@ -61,7 +63,8 @@ impl Default for Settings {
             connections: 25,
             hedge_after: Duration::from_secs(1),
             read_ahead: 8 << 20,
-            quota: None,
+            limits: Limits::default(),
+            scrub_rate: 0,
         }
     }
 }

@@ -98,6 +98,48 @@ fn roots_are_collected_last_with_their_closures() {
 }
 
 #[test]
+fn what_is_pinned_stays_until_it_is_unpinned() {
+    let (key, packages) = (key(), Packages::new());
+    let server = serve(packages.cache(&key, Packing::Zstd));
+    let place = Place::over(&key, &[&server.base()]);
+    place
+        .run(&["prefetch", "-qc", &at(&packages.app, "")])
+        .with(0);
+    let lib = at(&packages.lib, "");
+    place.run(&["pin", &lib]).with(0);
+    let listed = place.run(&["pin", "--json"]).with(0).json();
+    let [pin] = &listed.as_array().unwrap()[..] else {
+        panic!("{listed}")
+    };
+    assert_eq!(pin["storePath"], packages.lib.path.absolute());
+    assert_eq!(pin["closure"], 2, "lib refers to data");
+    assert!(pin["kept"].as_u64().unwrap() > 1 << 20, "{listed}");
+    let columns = place.run(&["pin"]).with(0).text();
+    assert!(columns.ends_with(&format!("\t2\t{}\n", packages.lib.path.absolute())));
+    // Nothing that makes room takes it, whoever asks for how much.
+    for flags in [&["--to=0"][..], &["--quota=0%"], &["--keep-free=100%"]] {
+        let would = place
+            .run(&[&["gc", "-n", "--json"], flags].concat())
+            .with(0);
+        assert_eq!(dropped(&would), [packages.app.path.absolute()], "{flags:?}");
+    }
+    place.run(&["gc", "--to=0"]).with(0);
+    assert_eq!(state_of(&place, &packages.lib), "complete");
+    assert_eq!(state_of(&place, &packages.data), "complete");
+    let too_much = place.run(&["gc", "--to=1K"]).with(1);
+    assert!(too_much.err.contains("pinned"), "{}", too_much.err);
+    place.run(&["unpin", &lib]).with(0);
+    assert_eq!(
+        place.run(&["pin", "--json"]).with(0).json(),
+        serde_json::json!([])
+    );
+    let gone = place.run(&["unpin", &lib]).with(3);
+    assert!(gone.err.contains("not pinned"), "{}", gone.err);
+    let all = place.run(&["gc", "--to=0", "--json"]).with(0);
+    assert_eq!(dropped(&all).len(), 2, "{}", all.text());
+}
+
+#[test]
 fn partial_content_goes_on_demand() {
     let (key, packages) = (key(), Packages::new());
     let server = serve(packages.cache(&key, Packing::Zstd));

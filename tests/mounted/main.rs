@@ -10,6 +10,7 @@
 //! logs.rs        lines of a cache that goes; no secrets
 //! odd.rs         paths that no package has, made for the test
 //! programs.rs    real programs from a mount over /nix/store
+//! space.rs       little room, a full disk, a disk that changes what it keeps
 //! status.rs      the status directory while things happen
 //! top.rs         narfs top on a terminal
 //! trees.rs       every packing of the caches against what the real nix unpacks
@@ -44,6 +45,7 @@ mod lifecycle;
 mod logs;
 mod odd;
 mod programs;
+mod space;
 mod status;
 mod top;
 mod trees;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A program in a mount namespace of its own, in which `/nix/store` is this mount.
-fn from_the_mount(mounted: &Mounted, program: &Path) -> Command {
+pub fn from_the_mount(mounted: &Mounted, program: &Path) -> Command {
     let script = "mount --make-rprivate /; mount --bind \"$1\" /nix/store; \
                   test -e /nix/store/.nix-snapshotter/summary.json; shift; exec \"$@\"";
     let mut command = Command::new("unshare");

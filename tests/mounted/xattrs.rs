@@ -42,7 +42,8 @@ fn they_say_how_far_a_file_is_and_fetch_nothing() {
     ))
     .map(|m| m.len());
     wait_until("the closure is admitted", || {
-        metrics(&mounted.state_dir())["narfs_admissions_under_way"] == 0.0
+        let admitted = "narfs_admissions_total{result=\"admitted\"}";
+        metrics(&mounted.state_dir())[admitted] == truth::closure(&root).len() as f64
     });
     server.clear();
 

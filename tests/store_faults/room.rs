@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering::SeqCst},
 };
 
-use narfs::content::EvictGoal;
+use narfs::content::{Amount, EvictGoal};
 
 use crate::{
     support::cache::{Cache, Package, Packing, directory, file, key, noise},
@@ -32,7 +32,7 @@ async fn reads_are_right_while_everything_is_evicted() {
         cache.add_all(&packages, packing);
         let server = serve(cache.path());
         let world = Setup::trusting(&key)
-            .with(|s| s.quota = Some(QUOTA))
+            .with(|s| s.limits.quota = Some(Amount::Bytes(QUOTA)))
             .store(&[&server]);
         world.keep_quota();
 

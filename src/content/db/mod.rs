@@ -28,6 +28,7 @@ mod narinfos;
 mod open;
 mod roots;
 mod slots;
+mod spare;
 mod views;
 mod writer;
 
@@ -39,15 +40,17 @@ pub use writer::Pending;
 
 use std::{
     collections::HashMap,
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use redb::{Database, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
 
 use super::ContentError;
 use crate::nix::NarHash;
+use spare::Spare;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const USES: TableDefinition<&[u8; 32], u64> = TableDefinition::new("uses");
@@ -67,6 +70,10 @@ struct Core {
     path: PathBuf,
     /// `None` after a failure from which opening it again has not helped yet.
     database: RwLock<Option<Database>>,
+    /// Slots that are not in it yet. A leaf, like every lock here, and held for a write of one record at most.
+    spare: Mutex<Spare>,
+    /// Held by the one that writes them to the database.
+    settling: Mutex<()>,
 }
 
 impl Db {
@@ -76,9 +83,19 @@ impl Db {
         let core = Arc::new(Core {
             path: path.into(),
             database: RwLock::new(Some(database)),
+            spare: Mutex::new(Spare::open(&path.with_extension("spare"))),
+            settling: Mutex::default(),
         });
         let writer = writer::Writer::start(core.clone())?;
-        Ok(Self { core, writer })
+        let db = Self { core, writer };
+        if db.has_spare_slots() {
+            // On a thread of its own: this one may be a task's, which must not wait.
+            let settled = std::thread::scope(|s| s.spawn(|| db.settle_spare_slots()).join());
+            if let Ok(Err(error)) = settled {
+                tracing::warn!(%error, "store paths that were named on a full disk are not in the database yet");
+            }
+        }
+        Ok(db)
     }
 
     /// Notes when NARs were used last, in seconds since 1970.
@@ -149,6 +166,10 @@ impl Core {
         &self,
         f: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), redb::Error> {
+        // redb refuses reads as well after a write that failed, and can't be opened again where nothing is written.
+        if is_read_only(&self.path) {
+            return Err(redb::Error::Io(io::ErrorKind::ReadOnlyFilesystem.into()));
+        }
         let mut tried = false;
         loop {
             let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
@@ -174,6 +195,15 @@ impl Core {
             }
             return outcome;
         }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Spare> {
+        // Consistent at every step.
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settling(&self) -> MutexGuard<'_, ()> {
+        self.settling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes and opens it: after an I/O error (a full disk is one) redb refuses everything until then.
@@ -206,6 +236,12 @@ fn wants_reopening(e: &redb::Error) -> bool {
         e,
         redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::DatabaseClosed
     )
+}
+
+/// Whether its file system was made read-only, as happens to one with errors.
+fn is_read_only(path: &Path) -> bool {
+    rustix::fs::statvfs(path)
+        .is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
 fn into_redb(e: ContentError) -> redb::Error {

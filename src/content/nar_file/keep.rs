@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
+    io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     sync::atomic::Ordering,
 };
@@ -11,7 +12,16 @@ use crate::content::{
     ContentError, Map,
     shared::Kind,
     state_dir::{allocated, replace_file},
+    sums::Summed,
 };
+
+/// Why what is kept is not durable.
+pub(super) enum NotDurable {
+    /// The NAR file of this generation was not synced.
+    Sync(Generation, io::Error),
+    /// The map was not written.
+    Other(ContentError),
+}
 
 impl NarFile {
     /// Keeps `bytes`, which are those of the NAR from `offset` on; they are valid at once, and durable soon after.
@@ -66,13 +76,19 @@ impl NarFile {
         let file = self
             .open_existing(generation, true)
             .map_err(|e| self.failed("open", e))?;
+        let mut sums = Vec::new();
         let written = missing.iter().try_for_each(|gap| {
-            let part = (gap.start - offset) as usize..(gap.end - offset) as usize;
-            file.write_all_at(&bytes[part], gap.start)
+            let part = &bytes[(gap.start - offset) as usize..(gap.end - offset) as usize];
+            sums.extend(Summed::of(part, gap.start));
+            file.write_all_at(part, gap.start)
         });
         self.account(&file);
         written.map_err(|e| self.failed("write", e))?;
-        self.change(|state| state.extents.insert(range));
+        self.note_arrival(&range);
+        self.change(|state| {
+            state.sums.insert(sums);
+            state.extents.insert(range);
+        });
         self.shared.persister.mark(self.arc(), false);
         Ok(())
     }
@@ -96,7 +112,7 @@ impl NarFile {
             if !may(self) {
                 return Ok(None);
             }
-            let next = State::empty(self.shared.next_generation());
+            let next = State::empty(self.shared.next_generation(), self.size);
             std::mem::replace(&mut *state, next).generation
         };
         self.shared.files.forget(old);
@@ -112,41 +128,11 @@ impl NarFile {
 
     /// Makes the bytes and then the map durable, if there is anything new; whether there was.
     pub(in crate::content) fn persist(&self) -> Result<bool, ContentError> {
-        let synced = {
-            let _persisting = lock(&self.persisting);
-            let (map, generation, changes) = {
-                let state = self.state();
-                if state.changes == state.persisted || !state.exists {
-                    return Ok(false);
-                }
-                (self.map(&state), state.generation, state.changes)
-            };
-            match self
-                .open_existing(generation, false)
-                .and_then(|file| file.sync_data().map(|()| file))
-            {
-                Err(e) => Err((generation, e)),
-                Ok(file) => {
-                    // Only now has the file system decided what they take.
-                    self.account(&file);
-                    let bytes = map.encode();
-                    let path = self.shared.path(&self.hash, Kind::Map);
-                    let now = replace_file(&self.shared.tmp(), &path, &bytes)?;
-                    self.shared
-                        .usage
-                        .change(self.map_allocated.swap(now, Ordering::Relaxed), now);
-                    let mut state = self.state_mut();
-                    if state.generation == generation {
-                        state.persisted = changes;
-                    }
-                    Ok(())
-                }
-            }
-        };
-        match synced {
-            Ok(()) => Ok(true),
-            Err((generation, _)) if self.generation() != generation => Ok(false),
-            Err((_, e)) => {
+        match self.write_map() {
+            Ok(new) => Ok(new),
+            Err(NotDurable::Other(e)) => Err(e),
+            Err(NotDurable::Sync(generation, _)) if self.generation() != generation => Ok(false),
+            Err(NotDurable::Sync(_, e)) => {
                 // After a failed sync the kernel may have dropped the pages it could not write and call them clean:
                 // what is read next may be older than what was written. None of it can be called valid any more.
                 let error = self.failed("sync", e);
@@ -157,12 +143,43 @@ impl NarFile {
         }
     }
 
+    /// As [`NarFile::persist`], but that a failure changes nothing.
+    pub(super) fn write_map(&self) -> Result<bool, NotDurable> {
+        let _persisting = lock(&self.persisting);
+        let (map, generation, changes) = {
+            let state = self.state();
+            if state.changes == state.persisted || !state.exists {
+                return Ok(false);
+            }
+            (self.map(&state), state.generation, state.changes)
+        };
+        let file = self
+            .open_existing(generation, false)
+            .and_then(|file| file.sync_data().map(|()| file))
+            .map_err(|e| NotDurable::Sync(generation, e))?;
+        // Only now has the file system decided what they take.
+        self.account(&file);
+        let bytes = map.encode();
+        let path = self.shared.path(&self.hash, Kind::Map);
+        let now = replace_file(&self.shared.tmp(), &path, &bytes).map_err(NotDurable::Other)?;
+        self.shared
+            .usage
+            .change(self.map_allocated.swap(now, Ordering::Relaxed), now);
+        let mut state = self.state_mut();
+        if state.generation == generation {
+            state.persisted = changes;
+        }
+        Ok(true)
+    }
+
     fn map(&self, state: &State) -> Map {
         Map {
             hash: self.hash,
             nar_size: self.size,
             verified: state.verified,
+            was_verified: state.was_verified,
             extents: state.extents.clone(),
+            sums: state.sums.list(&state.extents),
             checkpoint_source: state.checkpoint_source,
             checkpoints: state.checkpoints.clone(),
         }
@@ -196,7 +213,7 @@ impl NarFile {
         }
     }
 
-    fn account(&self, file: &File) {
+    pub(super) fn account(&self, file: &File) {
         let mut known = lock(&self.nar_allocated);
         if let Ok(meta) = file.metadata() {
             let now = allocated(&meta);

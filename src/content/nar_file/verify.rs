@@ -80,6 +80,7 @@ impl NarFile {
                 return Ok(());
             }
             state.verified = true;
+            state.was_verified = true;
             state.changes += 1;
         }
         self.shared.persister.mark(self.arc(), true);
@@ -88,15 +89,11 @@ impl NarFile {
 
     /// The hash of the bytes that are here now, read from the disk. Complete NARs only.
     pub fn hash_now(&self) -> Result<NarHash, ContentError> {
-        self.hash_with(|_| {}).map(|(hash, _)| hash)
+        self.hash_generation().map(|(hash, _)| hash)
     }
 
-    /// As [`NarFile::hash_now`], telling `progress` the number of bytes after each piece; with the generation that
-    /// was hashed.
-    pub(in crate::content) fn hash_with(
-        &self,
-        mut progress: impl FnMut(u64),
-    ) -> Result<(NarHash, Generation), ContentError> {
+    /// As [`NarFile::hash_now`], with the generation that was hashed.
+    fn hash_generation(&self) -> Result<(NarHash, Generation), ContentError> {
         let (generation, valid) = {
             let state = self.state();
             (state.generation, state.extents.covered())
@@ -118,7 +115,6 @@ impl NarFile {
             self.read_at(&mut buf[..len], at)?;
             hasher.update(&buf[..len]);
             at += len as u64;
-            progress(len as u64);
         }
         if self.generation() != generation {
             return Err(ContentError::Discarded { hash: self.hash });
@@ -128,7 +124,7 @@ impl NarFile {
 
     /// Hashes what is here and, if that is the NAR's hash, marks it verified; whether it was.
     pub fn verify(&self) -> Result<bool, ContentError> {
-        let (found, generation) = self.hash_with(|_| {})?;
+        let (found, generation) = self.hash_generation()?;
         if found == self.hash {
             self.set_verified(Some(generation))?;
         }

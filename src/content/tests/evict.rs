@@ -25,7 +25,7 @@ fn here(store: &ContentStore) -> Vec<u64> {
         .collect()
 }
 
-fn du(dir: &Path) -> u64 {
+pub(super) fn du(dir: &Path) -> u64 {
     let out = Command::new("du")
         .arg("-s")
         .arg("-B1")
@@ -138,6 +138,18 @@ fn uses_survive_and_are_noted_once_a_minute() {
         None,
         "gone with its bytes"
     );
+}
+
+#[test]
+fn what_was_used_last_is_known_after_a_restart() {
+    let dir = dir();
+    drop(filled(dir.path(), [50, 20, 40, 10, 30]));
+    let store = open(dir.path());
+    let plan = store
+        .plan_eviction(EvictGoal::AtMost(0), |_| Rank::Unrooted)
+        .unwrap();
+    let uses: Vec<_> = plan.victims.iter().map(|v| v.last_use).collect();
+    assert_eq!(uses, [10, 20, 30, 40, 50]);
 }
 
 #[test]

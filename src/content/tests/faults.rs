@@ -8,7 +8,7 @@ use std::{
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
 use super::*;
-use crate::content::{ContentError, EvictGoal, Rank};
+use crate::content::{ContentError, EvictGoal, Parts, Rank};
 use crate::nix::StorePathHash;
 
 /// A small tmpfs that is unmounted with the test.
@@ -98,7 +98,8 @@ fn a_full_disk_is_said_and_nothing_wrong_is_kept() {
             Rank::Unrooted
         }
     };
-    let evicted = store.evict(EvictGoal::Free(1), keep_one).unwrap();
+    let plan = store.plan_eviction_of(EvictGoal::Free(1), Parts::Never, keep_one);
+    let evicted = store.carry_out(&plan.unwrap()).unwrap();
     assert_eq!((evicted.nars, evicted.bytes > CHUNK), (1, true));
     big.write_at(&pattern(2, 0..CHUNK), 0).unwrap();
     store.flush().unwrap();

@@ -7,12 +7,13 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::process::ExitStatusExt,
     process::{Command, Stdio},
+    sync::OnceLock,
     time::Duration,
 };
 
 use super::*;
 use crate::{
-    content::ContentError,
+    content::{ContentError, PIECE},
     nix::{StorePath, StorePathHash},
 };
 
@@ -21,7 +22,25 @@ const ROUND: &str = "NARFS_TEST_KILL_ROUND";
 const SIGKILL: i32 = 9;
 const ROUNDS: u64 = 50;
 const NARS: u64 = 6;
-const SIZE: u64 = 60_000;
+
+/// One of them has pieces that go by themselves.
+fn size(seed: u64) -> u64 {
+    if seed == NARS {
+        2 * PIECE + 60_000
+    } else {
+        60_000
+    }
+}
+
+/// What stands in them; the large one's is made once, so that the children get on.
+fn bytes(seed: u64, range: std::ops::Range<u64>) -> std::borrow::Cow<'static, [u8]> {
+    static LARGE: OnceLock<Vec<u8>> = OnceLock::new();
+    if seed != NARS {
+        return pattern(seed, range).into();
+    }
+    let large = LARGE.get_or_init(|| pattern(NARS, 0..size(NARS)));
+    large[range.start as usize..range.end as usize].into()
+}
 
 /// A small generator of reproducible numbers.
 struct Random(u64);
@@ -56,14 +75,17 @@ fn child() {
         print(panic);
         std::process::abort();
     }));
+    // The hashes are kept too.
+    let nars: Vec<_> = (1..=NARS).map(|seed| hash_of(seed, size(seed))).collect();
+    let _ = bytes(NARS, 0..0);
     println!("\nready");
     std::thread::scope(|scope| {
         for thread in 0..3 {
-            let store = &store;
+            let (store, nars) = (&store, &nars);
             scope.spawn(move || {
                 let mut random = Random(round * 17 + thread);
                 loop {
-                    act(store, &mut random);
+                    act(store, nars, &mut random);
                 }
             });
         }
@@ -78,14 +100,22 @@ fn child() {
     });
 }
 
-fn act(store: &ContentStore, random: &mut Random) {
+fn act(store: &ContentStore, nars: &[NarHash], random: &mut Random) {
     let seed = random.below(NARS) + 1;
-    let nar = nar(store, seed, SIZE);
+    let size = size(seed);
+    let nar = store.nar(&nars[seed as usize - 1], size).unwrap();
     // Often from the very first byte: else nothing would ever be complete.
-    let at = random.below(SIZE + 10_000).saturating_sub(10_000);
-    let end = (at + random.below(30_000)).min(SIZE);
+    let at = random.below(size + size / 6).saturating_sub(size / 6);
+    let end = (at + random.below(size / 2)).min(size);
     match random.below(400) {
         0 => nar.discard().unwrap(),
+        // Of the large one a part, of the others all.
+        350..400 if random.below(if seed == NARS { 1 } else { 40 }) == 0 => {
+            let piece = random.below(size.div_ceil(PIECE)) * PIECE;
+            let range = piece..(piece + PIECE).min(size);
+            nar.drop_pieces(std::slice::from_ref(&range), |nar| !nar.held())
+                .unwrap();
+        }
         1..40 => store.flush().unwrap(),
         40..50 => drop(
             store
@@ -102,7 +132,7 @@ fn act(store: &ContentStore, random: &mut Random) {
             ) => {}
             Err(e) => panic!("{e}"),
         },
-        _ => nar.write_at(&pattern(seed, at..end), at).unwrap(),
+        _ => nar.write_at(&bytes(seed, at..end), at).unwrap(),
     }
 }
 
@@ -152,14 +182,15 @@ fn killed_anywhere_nothing_is_wrong() {
         }
         let store = open(dir.path());
         for seed in 1..=NARS {
-            let nar = nar(&store, seed, SIZE);
+            let size = size(seed);
+            let nar = nar(&store, seed, size);
             let mut at = 0;
-            let mut gaps = nar.missing(0..SIZE);
-            gaps.push(SIZE..SIZE);
+            let mut gaps = nar.missing(0..size);
+            gaps.push(size..size);
             for gap in gaps {
                 assert_eq!(
                     read(&nar, at..gap.start),
-                    pattern(seed, at..gap.start),
+                    *bytes(seed, at..gap.start),
                     "round {round}, NAR {seed}"
                 );
                 at = gap.end;

@@ -7,6 +7,7 @@ mod faults;
 mod kill;
 mod model;
 mod nar;
+mod pieces;
 mod state_dir;
 
 use std::{path::Path, sync::Arc, time::Duration};

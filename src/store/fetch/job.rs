@@ -9,8 +9,13 @@ use std::sync::Arc;
 use super::{Access, Check, Nar, Source, pass::End, pass::PassError};
 use crate::{
     chunks,
+    content::ContentError,
     store::{Core, Event, Lane, StoreError},
 };
+
+/// How often a NAR may lose what is kept of it while it is streamed: a disk that does so again and again keeps
+/// nothing, and its readers are told.
+const MOST_LOSSES: u32 = 3;
 
 impl Core {
     /// Starts the NAR's job unless it runs.
@@ -93,6 +98,7 @@ impl Core {
         source: &Arc<Source>,
         patience: u32,
     ) -> Result<Done, SourceFailed> {
+        let mut lost = 0;
         loop {
             if nar.file.verified() {
                 if !nar.doubts() {
@@ -137,6 +143,12 @@ impl Core {
                         .discard()
                         .map_err(|e| SourceFailed::Stop(e.into()))?;
                     self.emit(Event::ContentDropped(nar.hash));
+                }
+                Err(PassError::ContentLost) if lost < MOST_LOSSES => lost += 1,
+                Err(PassError::ContentLost) => {
+                    return Err(SourceFailed::Stop(StoreError::Content(
+                        ContentError::Discarded { hash: nar.hash },
+                    )));
                 }
                 Err(PassError::Fetch(error)) => {
                     return Err(SourceFailed::Try(StoreError::Fetch {

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{Access, Check, Nar, Source, decode, retry::wait_after, segments::Segments};
 use crate::{
     codec::{self, Checkpoint, Probe},
+    content::ContentError,
     nix::Compression,
     store::{Core, Lane, StoreError, lanes::Transfer, settings::Verify},
     substituter::{Deadline, FetchError},
@@ -41,8 +42,24 @@ pub(super) enum PassError {
     TreeWrong(String),
     /// What came is right; what was on disk before, from another source, is not.
     OldContentWrong,
+    /// What was on disk went in the middle of it, all or a part: another pass brings it back.
+    ContentLost,
     /// The fault is on this machine.
     Local(StoreError),
+}
+
+impl PassError {
+    fn local(error: StoreError) -> Self {
+        match error.root() {
+            StoreError::Content(
+                ContentError::Damaged { .. }
+                | ContentError::Discarded { .. }
+                | ContentError::Incomplete { .. }
+                | ContentError::NotValid { .. },
+            ) => Self::ContentLost,
+            _ => Self::Local(error),
+        }
+    }
 }
 
 impl Core {
@@ -67,7 +84,7 @@ impl Core {
         }
         match (downloaded, decoded) {
             (_, Ok(decoded)) => self.judge(nar, decoded, indexing).await,
-            (_, Err(decode::DecodeError::Content(e))) => Err(PassError::Local(e.into())),
+            (_, Err(decode::DecodeError::Content(e))) => Err(PassError::local(e.into())),
             (_, Err(e @ decode::DecodeError::Died)) => {
                 tracing::error!(path = %nar.path, error = %e, "bug");
                 Err(PassError::Local(StoreError::Stopping))
@@ -90,7 +107,7 @@ impl Core {
             Some(hash) => hash,
             None if !decoded.kept => return Ok(End::Unkept),
             None => {
-                let seen = self.look_at(nar).await.map_err(PassError::Local)?;
+                let seen = self.look_at(nar).await.map_err(PassError::local)?;
                 match seen.mismatch {
                     Some(reason) if seen.hash == nar.hash => {
                         return Err(PassError::TreeWrong(reason));
@@ -107,7 +124,7 @@ impl Core {
         }
         if decoded.mixed
             && decoded.kept
-            && self.look_at(nar).await.map_err(PassError::Local)?.hash != nar.hash
+            && self.look_at(nar).await.map_err(PassError::local)?.hash != nar.hash
         {
             return Err(PassError::OldContentWrong);
         }
@@ -122,7 +139,7 @@ impl Core {
         }
         nar.file
             .mark_verified()
-            .map_err(|e| PassError::Local(e.into()))?;
+            .map_err(|e| PassError::local(e.into()))?;
         Ok(End::Verified)
     }
 
