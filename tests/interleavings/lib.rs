@@ -8,6 +8,7 @@
 
 // The modules' own tests run where they belong, and not with these threads.
 #![cfg(not(test))]
+#![allow(dead_code, reason = "narfs uses more of these modules than is here")]
 
 extern crate interleaved_std as std;
 extern crate interleaved_tokio as tokio;

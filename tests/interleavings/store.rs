@@ -1,6 +1,5 @@
 //! The modules of the store that are here: see the crate.
 
-#[allow(dead_code, reason = "the metrics of the store are not here")]
 #[path = "../../src/store/inflight.rs"]
 mod inflight;
 #[path = "../../src/store/lanes.rs"]

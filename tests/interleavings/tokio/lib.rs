@@ -46,3 +46,13 @@ pub mod sync {
         }
     }
 }
+
+/// Tasks.
+pub mod task {
+    /// Runs `work` as a task of its own; among shuttle's, which are one thread, it may block.
+    pub fn spawn_blocking<T: Send + 'static>(
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> shuttle::future::JoinHandle<T> {
+        shuttle::future::spawn(async move { work() })
+    }
+}
