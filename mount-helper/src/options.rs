@@ -177,9 +177,10 @@ impl Options {
     fn take_source(&mut self, source: &OsStr) {
         let named = !CONFIGURED.iter().any(|word| source == *word);
         let urls = source.as_bytes().split(|byte| *byte == b',');
-        for url in urls.filter(|url| named && !url.is_empty()) {
-            self.settings.push(setting(&[b"cache=", url].concat()));
-        }
+        let urls = urls.filter(|url| named && !url.is_empty());
+        let caches = urls.map(|url| setting(&[b"cache=", url].concat()));
+        // They stand in front of the options on the command line of mount(8), and so here.
+        self.settings.splice(0..0, caches);
     }
 
     /// Options, separated by commas that do not stand between quotes.

@@ -37,10 +37,12 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A daemon that lived so long did not crash at its start.
 const STEADY: Duration = Duration::from_secs(10);
-/// One that served and then was ended by somebody is no crash either, if it lived so long: it keeps
-/// a machine without memory from nothing but starting daemons.
+/// One that served and then was ended by somebody is no crash either, however often that happens. If
+/// it lived shorter than this, the next one waits a moment: a machine without memory, whose kernel
+/// kills them, is not to do nothing but start daemons.
 const ENDED_BY_SOMEBODY: Duration = Duration::from_millis(300);
-/// The wait after the third crash in a row; there is none before.
+/// The wait after the third crash in a row; there is none before. Also that after a daemon that
+/// somebody ended soon after its start.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Crashes in a row after which requests are refused.
 const PATIENCE: u32 = 9;
@@ -330,9 +332,13 @@ impl Helper {
             use std::os::unix::process::ExitStatusExt;
             status.success() || matches!(status.signal(), Some(libc::SIGKILL | libc::SIGTERM))
         });
-        if serves && (lived >= STEADY || by_somebody && lived >= ENDED_BY_SOMEBODY) {
+        if serves && (lived >= STEADY || by_somebody) {
             self.crashes = 0;
             self.reason = reason;
+            if lived < ENDED_BY_SOMEBODY {
+                let until = Instant::now() + FIRST_WAIT;
+                self.state = State::Waiting { until };
+            }
         } else {
             self.crashed(reason);
         }

@@ -26,7 +26,7 @@ pub fn init(config: &Config, serves: bool) -> Result<(), Failure> {
     // A command that does one thing says each thing once.
     let repeats = serves.then(repeats::Repeats::default);
     let started = tracing_subscriber::registry()
-        .with(lines(config)?)
+        .with(lines(config))
         .with(filter)
         .with(repeats.clone())
         .try_init();
@@ -40,29 +40,33 @@ pub fn init(config: &Config, serves: bool) -> Result<(), Failure> {
 }
 
 /// What makes lines of events.
-fn lines(config: &Config) -> Result<Box<dyn Layer<Registry> + Send + Sync>, Failure> {
+fn lines(config: &Config) -> Box<dyn Layer<Registry> + Send + Sync> {
     let lines = fmt::layer()
         .with_writer(|| LogWriter)
         // A line that can't be written, on a full disk mostly, is lost. Complaining about that on
         // standard error, which is the same file, would panic and take a fetch along.
         .log_internal_errors(false);
-    Ok(match config.log_format {
+    let text = |lines: fmt::Layer<Registry, _, _, _>| {
+        let color = Terminal::of_stderr(config.color).color;
+        lines.with_ansi(color).with_target(false).boxed()
+    };
+    match config.log_format {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
-        LogFormat::Text => lines
-            .with_ansi(Terminal::of_stderr(config.color).color)
-            .with_target(false)
-            .boxed(),
-        LogFormat::Journald => {
-            let journal = tracing_journald::layer().map_err(|error| {
-                let what = "the system's journal can't be reached (log-format is journald)";
-                Failure::new(Exit::System, what)
-                    .because(&error)
-                    .hint("log-format = \"text\" or \"json\" writes to standard error")
-            })?;
-            let journal = journal.with_syslog_identifier("narfs".into());
-            journal.with_field_prefix(Some("NARFS".into())).boxed()
-        }
-    })
+        LogFormat::Text => text(lines),
+        LogFormat::Journald => match tracing_journald::layer() {
+            Ok(journal) => {
+                let journal = journal.with_syslog_identifier("narfs".into());
+                journal.with_field_prefix(Some("NARFS".into())).boxed()
+            }
+            // A daemon that readers wait for starts all the same.
+            Err(error) => {
+                eprintln!(
+                    "narfs: the system's journal can't be reached ({error}); log lines go to standard error"
+                );
+                text(lines)
+            }
+        },
+    }
 }
 
 fn filter(config: &Config) -> Result<EnvFilter, Failure> {

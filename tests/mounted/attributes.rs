@@ -417,14 +417,19 @@ fn rustix_ino(entry: &fs::DirEntry) -> u64 {
 }
 
 #[test]
-fn there_are_no_extended_attributes() {
+fn extended_attributes_are_narfss_own_and_no_others() {
     let (mounted, root) = mount();
     let file = mounted.at(&root).join(a_file(&root));
-    let mut none = [0_u8; 64];
-    let listed = rustix::fs::listxattr(&file, &mut none);
-    assert_eq!(listed, Err(Errno::OPNOTSUPP));
-    let got = rustix::fs::getxattr(&file, "security.selinux", &mut none);
-    assert_eq!(got, Err(Errno::OPNOTSUPP));
+    let mut names = [0_u8; 4096];
+    let listed = rustix::fs::listxattr(&file, &mut names).unwrap();
+    let names: Vec<_> = names[..listed].split(|b| *b == 0).collect();
+    let (end, names) = names.split_last().unwrap();
+    assert!(end.is_empty() && !names.is_empty());
+    assert!(names.iter().all(|name| name.starts_with(b"user.narfs.")));
+    for other in ["security.selinux", "user.other"] {
+        let got = rustix::fs::getxattr(&file, other, &mut [0_u8; 64]);
+        assert_eq!(got, Err(Errno::NODATA), "{other}");
+    }
     // Tools that look for them copy all the same.
     let to = mounted.directory().join("copy");
     run(shell(
