@@ -34,7 +34,10 @@ mod refuse;
 mod start;
 mod watch;
 
-use std::fmt;
+use std::{
+    fmt,
+    io::{self, Write},
+};
 
 pub use control::{SOCKET, Status, status, upgrade};
 pub use device::{Kept, mount, raise_read_ahead, send_again};
@@ -85,5 +88,6 @@ impl From<MountError> for Failure {
 
 /// A line of the log: standard error, wherever that goes.
 pub(crate) fn say(what: impl fmt::Display) {
-    eprintln!("narfs-mount: {what}");
+    // On a full disk the line is lost, and not the mount: `eprintln` would panic.
+    let _ = writeln!(io::stderr(), "narfs-mount: {what}");
 }

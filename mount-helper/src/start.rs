@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     fs::File,
-    io::Read,
+    io::{Read, Write},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -77,7 +77,8 @@ pub fn run(called: &Called) -> ExitCode {
         Ok(status) => status,
         Err(failure) => {
             if !failure.text.is_empty() {
-                eprintln!("{}", failure.text);
+                // Nobody may be there to read it; the exit status says the same.
+                let _ = writeln!(std::io::stderr(), "{}", failure.text);
             }
             ExitCode::from(match failure.exit {
                 exit if !called.by_mount() => exit,

@@ -83,6 +83,8 @@ pub(crate) struct Helper {
     start: Start,
     signals: Signals,
     control: Option<control::Server>,
+    /// When to try again to open it, once that was tried.
+    control_at: Option<Instant>,
     state: State,
     /// Crashes in a row.
     crashes: u32,
@@ -115,6 +117,7 @@ impl Helper {
             start,
             signals,
             control: None,
+            control_at: None,
             state: State::Waiting { until: now },
             crashes: 0,
             starts: 0,
@@ -140,6 +143,9 @@ impl Helper {
 
     fn turn(&mut self) -> Result<Next, Failure> {
         self.start_when_due()?;
+        if self.control.is_none() && self.control_at.is_some_and(|at| at <= Instant::now()) {
+            self.open_control();
+        }
         let woken = self.wait()?;
         if woken.signal && self.signals.take() {
             return self.end();
@@ -292,13 +298,17 @@ impl Helper {
         let _ = File::from(waits).write_all(b"r");
     }
 
+    /// Once more after a while if it can't be opened, on a full disk mostly.
     fn open_control(&mut self) {
+        let first = self.control_at.is_none();
+        self.control_at = Some(Instant::now() + LOOK_EVERY);
         match control::Server::open(&self.launch.state_dir) {
             Ok(server) => self.control = Some(server),
-            Err(error) => say(format_args!(
-                "`narfs status` and `narfs upgrade` can't ask here: {}: {error}",
+            Err(error) if first => say(format_args!(
+                "`narfs status` and `narfs upgrade` can't ask here for now: {}: {error}",
                 self.launch.state_dir.join(control::SOCKET).display()
             )),
+            Err(_) => {}
         }
     }
 

@@ -2,6 +2,8 @@
 
 mod repeats;
 
+use std::io::Write;
+
 use tracing_subscriber::{
     EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, util::SubscriberInitExt,
 };
@@ -60,7 +62,9 @@ fn lines(config: &Config) -> Box<dyn Layer<Registry> + Send + Sync> {
             }
             // A daemon that readers wait for starts all the same.
             Err(error) => {
-                eprintln!(
+                // If that can't be written, neither can what follows.
+                let _ = writeln!(
+                    std::io::stderr(),
                     "narfs: the system's journal can't be reached ({error}); log lines go to standard error"
                 );
                 text(lines)

@@ -183,7 +183,8 @@ impl Mounted {
     pub fn find(&self) {
         self.pid.store(self.info().pid, SeqCst);
         let status = narfs_mount::status(&self.state_dir()).expect("the helper answers");
-        let helper = status.map_or(0, |status| status.helper);
+        // On a full disk there may be no socket to ask it at.
+        let helper = status.map_or_else(|| helper_of(self.pid()), |status| status.helper);
         self.helper.store(helper, SeqCst);
     }
 
@@ -309,6 +310,19 @@ impl Drop for Mounted {
         {
         }
     }
+}
+
+/// The parent of a daemon, if it is a mount helper; otherwise 0.
+fn helper_of(daemon: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{daemon}/status")).unwrap_or_default();
+    let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+    let parent = fields.find(|(name, _)| *name == "PPid");
+    let parent = parent.and_then(|(_, pid)| pid.trim().parse().ok());
+    let is_helper = |pid: &u32| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.split(|byte| *byte == 0).nth(1) == Some(b"mount-helper")
+    };
+    parent.filter(is_helper).unwrap_or(0)
 }
 
 fn process(pid: u32) -> Option<Pid> {
