@@ -461,6 +461,9 @@ impl Substituter {
                     Err(failure) => failure,
                 },
             };
+            if last.is_of_the_cache() && self.0.pace.is_gone() {
+                break;
+            }
             let Some(wait) = policy.wait(tried, &last, retry::jitter()) else {
                 break;
             };

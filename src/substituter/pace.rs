@@ -31,6 +31,10 @@ const RESTS_FROM: u32 = 2;
 /// the first after a network is back.
 const MOST: Duration = Duration::from_secs(2);
 
+/// A cache that failed for so long is gone: one more failure is an answer, and more tries would only
+/// keep a reader waiting. What is shorter, tries are there to get over.
+const GONE_AFTER: Duration = Duration::from_secs(10);
+
 /// Longest time that is granted to a cache that says itself when to come back (`Retry-After`), to
 /// others than the one it was said to.
 const MOST_ASKED_FOR: Duration = Duration::from_secs(60);
@@ -55,6 +59,8 @@ pub(super) struct Pace {
 struct State {
     /// Failures in a row.
     failures: u32,
+    /// When the first of them was.
+    since: Instant,
     /// When the next request of a cache that rests may begin.
     next: Instant,
     /// Number of the last request that began.
@@ -79,6 +85,7 @@ impl Pace {
         Self {
             state: Mutex::new(State {
                 failures: 0,
+                since: Instant::now(),
                 next: Instant::now(),
                 begun: 0,
                 last: None,
@@ -90,6 +97,12 @@ impl Pace {
     /// Whether the cache failed lately and did not answer since.
     pub(super) fn rests(&self) -> bool {
         self.state().rests()
+    }
+
+    /// Whether it has failed for so long that who was told of a failure need not try again.
+    pub(super) fn is_gone(&self) -> bool {
+        let state = self.state();
+        state.rests() && state.since.elapsed() >= GONE_AFTER
     }
 
     /// Begins a request to a cache that rests, if it is time for one; for somebody who would not
@@ -145,6 +158,9 @@ impl Pace {
         let mut state = self.state();
         match failure.filter(|failure| failure.is_of_the_cache()) {
             Some(failure) => {
+                if state.failures == 0 {
+                    state.since = Instant::now();
+                }
                 state.failures = state.failures.saturating_add(1);
                 if asked_for(failure).is_some() {
                     state.failures = state.failures.max(RESTS_FROM);
