@@ -449,31 +449,37 @@ impl Substituter {
     {
         let policy = self.policy();
         let (health, begun) = (self.health(), health::now());
-        let mut last = FetchFailure::Deadline;
-        for tried in 1.. {
-            last = match self.0.pace.turn(policy, deadline.instant()).await {
-                Turn::Failed(failure) => failure,
+        // Its own requests: what others were told says nothing of how often this one was tried.
+        let mut tried = 0;
+        let last = loop {
+            let (failure, mine) = match self.0.pace.turn(policy, deadline.instant()).await {
+                Turn::TooLate(failure) => break failure,
+                Turn::Failed(failure) => (failure, false),
                 Turn::Mine(number) => match self.one_try(number, deadline, call()).await {
                     Ok(value) => {
                         health.heard();
                         return Ok(value);
                     }
-                    Err(failure) => failure,
+                    Err(failure) => (failure, true),
                 },
             };
-            if last.is_of_the_cache() && self.0.pace.is_gone() {
-                break;
+            if failure.is_of_the_cache() && self.0.pace.is_gone() {
+                break failure;
             }
-            let Some(wait) = policy.wait(tried, &last, retry::jitter()) else {
-                break;
+            if !mine {
+                continue;
+            }
+            tried += 1;
+            let Some(wait) = policy.wait(tried, &failure, retry::jitter()) else {
+                break failure;
             };
             // No use to wait for a try that cannot begin in time.
             if Instant::now() + wait >= deadline.instant() {
-                break;
+                break failure;
             }
-            tracing::debug!(substituter = %self.0.name, slug = last.slug(), tried, ?wait, "will try again");
+            tracing::debug!(substituter = %self.0.name, slug = failure.slug(), tried, ?wait, "will try again");
             sleep(wait).await;
-        }
+        };
         match last.is_of_the_cache() {
             true => health.failed(&last, begun),
             // It answered, if not with what was asked for.

@@ -3,9 +3,10 @@
 //! Every caller has its tries and its waits between them. With a thousand readers of a cache that
 //! is gone, that alone would be a thousand requests for each try. So from the second failure in a
 //! row on that says something of the cache and not of one file (no connection, 503, …) the cache
-//! *rests*: requests begin one at a time and ever more rarely, up to [`MOST`] apart; who waits for
-//! the next one takes its failure for his own. The first answer, whatever it says, ends the rest,
-//! so that whoever comes after a network is back is answered within [`MOST`].
+//! *rests*: requests begin one at a time and ever more rarely, up to [`MOST`] apart. Who waits is
+//! told of the failures meanwhile, which use up none of his own tries, but are his answer once the
+//! cache [is gone](Pace::is_gone). The first answer, whatever it says, ends the rest, so that
+//! whoever comes after a network is back is answered within [`MOST`].
 //!
 //! Nobody is told of a failure of a request that began before he came: it may be from a time that
 //! is over.
@@ -44,8 +45,10 @@ const MOST_ASKED_FOR: Duration = Duration::from_secs(60);
 pub(super) enum Turn {
     /// To send a request, whose outcome is to be told with this number.
     Mine(u64),
-    /// A request that began after the caller came failed like this: another one would as well.
+    /// Not yet, but a request that began after the caller came failed like this.
     Failed(FetchFailure),
+    /// It would come after the deadline. This is how the last request failed.
+    TooLate(FetchFailure),
 }
 
 /// The pace of one cache.
@@ -115,12 +118,11 @@ impl Pace {
         state.next = Instant::now() + gap(&state, policy);
         match state.begin() {
             Turn::Mine(number) => Some(number),
-            Turn::Failed(_) => None,
+            Turn::Failed(_) | Turn::TooLate(_) => None,
         }
     }
 
-    /// Waits for the caller's turn; who could not have it before `deadline` is told the last
-    /// failure at once.
+    /// Waits for the caller's turn; who could not have it before `deadline` is told so at once.
     pub(super) async fn turn(&self, policy: &RetryPolicy, deadline: Instant) -> Turn {
         let came = self.state().begun;
         loop {
@@ -141,7 +143,7 @@ impl Pace {
                 if state.next >= deadline
                     && let Some((_, failure)) = &state.last
                 {
-                    return Turn::Failed(failure.clone());
+                    return Turn::TooLate(failure.clone());
                 }
                 state.next
             };
@@ -264,7 +266,7 @@ mod tests {
             let pace = pace.clone();
             tokio::spawn(async move {
                 match pace.turn(&policy(), Instant::now() + LONG).await {
-                    Turn::Failed(_) => 0,
+                    Turn::Failed(_) | Turn::TooLate(_) => 0,
                     Turn::Mine(number) => {
                         pace.note(number, Some(&gone()), &policy());
                         1
@@ -291,7 +293,7 @@ mod tests {
         fail_with(&pace, &busy);
         let soon = Instant::now() + Duration::from_secs(5);
         let turn = pace.turn(&policy(), soon).now_or_never();
-        assert!(matches!(turn, Some(Turn::Failed(_))), "{turn:?}");
+        assert!(matches!(turn, Some(Turn::TooLate(_))), "{turn:?}");
         let late = Instant::now() + LONG;
         assert!(pace.turn(&policy(), late).now_or_never().is_none());
     }

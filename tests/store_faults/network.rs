@@ -144,9 +144,8 @@ async fn bursts_of_refusals_and_cut_connections_are_overcome() {
         cache.add(&p, packing);
         let server = serve(cache.path());
         let mut setup = Setup::trusting(&key);
-        // Failures are the cache's, and count for everybody who waits for it: three for each of three files.
-        setup.tries = 10;
-        setup.http.retry.tries = 10;
+        setup.tries = 4;
+        setup.http.retry.tries = 4;
         for url in [p.narinfo_url(), p.listing_url(), p.nar_url(packing)] {
             let refused = [
                 Reply::status(429),
