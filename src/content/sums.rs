@@ -248,14 +248,17 @@ impl Expected {
         &self.range
     }
 
-    /// The cells that are not what they should be, if `found` is what was read, in pieces.
-    pub(super) fn wrong(&self, found: [&[u8]; 3]) -> Vec<Range<u64>> {
+    /// The cells of `part` (of whole cells of the range) that are not what they should be, if `found` is what was
+    /// read, in pieces.
+    pub(super) fn wrong(&self, part: Range<u64>, found: [&[u8]; 3]) -> Vec<Range<u64>> {
         if self.sums.is_empty() {
             return Vec::new();
         }
+        let passed = part.start / BLOCK - self.range.start / BLOCK;
+        let sums = &self.sums[passed as usize..];
         let mut left = found;
         let mut wrong = Vec::new();
-        for (cell, sum) in cells(self.range.clone()).zip(&self.sums) {
+        for (cell, sum) in cells(part).zip(sums) {
             let mut hasher = Hasher::new();
             let mut missing = (cell.end - cell.start) as usize;
             for piece in &mut left {
@@ -346,13 +349,24 @@ mod tests {
         let cut = |found: &[u8]| {
             let (head, rest) = found.split_at(10);
             let (middle, tail) = rest.split_at(2 * BLOCK as usize);
-            expected.wrong([head, middle, tail])
+            expected.wrong(BLOCK..4 * BLOCK, [head, middle, tail])
         };
         assert!(cut(&found).is_empty());
         for (at, block) in [(3, 1), (BLOCK as usize, 2), (3 * BLOCK as usize - 1, 3)] {
             found[at] ^= 0x10;
             let wrong = block * BLOCK..(block + 1) * BLOCK;
             assert_eq!(cut(&found), std::slice::from_ref(&wrong));
+            // And in a read of some of the cells.
+            for part in [1..3, 2..4, 3..4] {
+                let bytes =
+                    &found[(part.start - 1) * BLOCK as usize..(part.end - 1) * BLOCK as usize];
+                let hit = part.contains(&(block as usize));
+                let cells = part.start as u64 * BLOCK..part.end as u64 * BLOCK;
+                assert_eq!(
+                    expected.wrong(cells, [&[], bytes, &[]]).len(),
+                    usize::from(hit)
+                );
+            }
             found[at] ^= 0x10;
         }
     }
@@ -362,6 +376,6 @@ mod tests {
         let sums = Sums::new(SIZE);
         let expected = Expected::new(&sums, &(5..10), &(0..SIZE));
         assert_eq!(*expected.range(), 5..10);
-        assert!(expected.wrong([&[], b"other", &[]]).is_empty());
+        assert!(expected.wrong(5..10, [&[], b"other", &[]]).is_empty());
     }
 }

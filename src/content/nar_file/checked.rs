@@ -28,6 +28,9 @@ pub(super) enum Read {
     Wrong(Vec<Range<u64>>),
 }
 
+/// Bytes that are read and then checked, before the next: few enough to be in the processor's cache still.
+const STEP: u64 = 8 * BLOCK;
+
 /// Reads the bytes from `offset` on into `buf`, and around them what is needed to check them.
 pub(super) fn read(
     file: &File,
@@ -38,32 +41,42 @@ pub(super) fn read(
     let wide = expected.range();
     let head = (offset - wide.start) as usize;
     let tail = (wide.end - offset) as usize - buf.len();
-    if head + tail == 0 {
-        file.read_exact_at(buf, offset)?;
-        return Ok(judged(expected.wrong([&[], buf, &[]])));
-    }
     let mut edges = [0; 2 * BLOCK as usize];
-    let (before, after) = edges[..head + tail].split_at_mut(head);
-    let wanted = head + buf.len() + tail;
-    let mut pieces = [
-        IoSliceMut::new(before),
-        IoSliceMut::new(buf),
-        IoSliceMut::new(after),
-    ];
-    // One call; a short read is rare enough for three more.
-    if rustix::io::preadv(file, &mut pieces, wide.start)? != wanted {
-        file.read_exact_at(before, wide.start)?;
-        file.read_exact_at(buf, offset)?;
-        file.read_exact_at(after, wide.end - tail as u64)?;
+    let (mut before, mut after) = edges[..head + tail].split_at_mut(head);
+    let (mut middle, mut at) = (buf, wide.start);
+    let mut wrong = Vec::new();
+    while at < wide.end {
+        // Up to a boundary of cells, so that none is in two steps.
+        let end = wide.end.min((at / STEP + 1) * STEP);
+        let mut left = (end - at) as usize;
+        let mut found = [&mut before, &mut middle, &mut after]
+            .map(|rest| IoSliceMut::new(take(rest, &mut left)));
+        if rustix::io::preadv(file, &mut found, at)? as u64 != end - at {
+            // Rare enough for three more calls.
+            let mut from = at;
+            for piece in &mut found {
+                file.read_exact_at(piece, from)?;
+                from += piece.len() as u64;
+            }
+        }
+        let [first, second, third] = &found;
+        wrong.extend(expected.wrong(at..end, [first, second, third]));
+        at = end;
     }
-    Ok(judged(expected.wrong([before, buf, after])))
-}
-
-fn judged(wrong: Vec<Range<u64>>) -> Read {
-    match wrong.is_empty() {
+    Ok(match wrong.is_empty() {
         true => Read::Right,
         false => Read::Wrong(wrong),
-    }
+    })
+}
+
+/// The first `left` bytes of `rest`, or all if it has fewer; both lose them.
+fn take<'a>(rest: &mut &'a mut [u8], left: &mut usize) -> &'a mut [u8] {
+    let all = std::mem::take(rest);
+    let now = all.len().min(*left);
+    let (first, later) = all.split_at_mut(now);
+    *rest = later;
+    *left -= now;
+    first
 }
 
 /// Whether it is the disk that lost the bytes, and not the system that is short of something.
@@ -145,5 +158,67 @@ impl NarFile {
             return e;
         }
         ContentError::Discarded { hash: self.hash }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::content::sums::{Summed, Sums};
+
+    /// More than two steps, and an end that is no boundary.
+    const SIZE: u64 = 2 * STEP + 3 * BLOCK + 77;
+
+    #[test]
+    fn every_way_of_cutting_a_read_gives_the_bytes_and_finds_what_is_wrong() {
+        let bytes: Vec<u8> = (0..SIZE).map(|at| (at * 7 + at / 251) as u8).collect();
+        let mut sums = Sums::new(SIZE);
+        sums.insert(Summed::of(&bytes, 0).collect());
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(&bytes).expect("written");
+        let spots = [
+            0,
+            1,
+            BLOCK,
+            STEP - 1,
+            STEP,
+            STEP + 1,
+            STEP + BLOCK,
+            2 * STEP,
+            SIZE - 1,
+        ];
+        for flipped in [None, Some(3), Some(STEP - 1), Some(STEP), Some(SIZE - 1)] {
+            if let Some(at) = flipped {
+                file.write_all_at(&[!bytes[at as usize]], at)
+                    .expect("written");
+            }
+            for (i, start) in spots.iter().enumerate() {
+                for end in spots[i + 1..].iter().chain([&SIZE]) {
+                    let expected = Expected::new(&sums, &(*start..*end), &(0..SIZE));
+                    let mut buf = vec![0; (end - start) as usize];
+                    let cell = flipped.map(|at| at / BLOCK * BLOCK);
+                    let cell = cell.map(|at| at..(at + BLOCK).min(SIZE));
+                    let hit = cell.filter(|cell| expected.range().contains(&cell.start));
+                    match (read(&file, &expected, &mut buf, *start).expect("read"), hit) {
+                        (Read::Right, None) => {
+                            assert!(buf == bytes[*start as usize..*end as usize])
+                        }
+                        (Read::Wrong(found), Some(cell)) => assert_eq!(found, [cell]),
+                        (Read::Right, Some(cell)) => panic!("{cell:?} is wrong in {start}..{end}"),
+                        (Read::Wrong(found), None) => panic!("{found:?} in {start}..{end}"),
+                    }
+                }
+            }
+            if let Some(at) = flipped {
+                file.write_all_at(&bytes[at as usize..][..1], at)
+                    .expect("written");
+            }
+        }
+        file.set_len(SIZE - 1).expect("shorter");
+        let expected = Expected::new(&sums, &(0..SIZE), &(0..SIZE));
+        let error = read(&file, &expected, &mut vec![0; SIZE as usize], 0).err();
+        assert!(error.is_some_and(|e| is_loss(&e)));
     }
 }

@@ -60,7 +60,7 @@ impl NarFile {
                 }
                 match read {
                     Ok(()) if *expected.range() == range => {
-                        bad.extend(expected.wrong([&[], buf, &[]]));
+                        bad.extend(expected.wrong(range.clone(), [&[], buf, &[]]));
                     }
                     // Nothing to hold it against, or it grew at its edge while this went on.
                     Ok(()) => {}
