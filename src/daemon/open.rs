@@ -17,7 +17,7 @@ use crate::{
 
 /// Stack of a runtime thread, in bytes: deep enough for TLS handshakes in debug builds.
 const STACK: usize = 2 << 20;
-/// Most threads that decode, hash or touch the disk at a time; two for each stream.
+/// Most threads that decode blocks, compile trees or touch the disk at a time. Streams have their own.
 const BLOCKING_THREADS: usize = 128;
 /// How long an idle thread of those is kept: a burst of reads comes in seconds.
 const KEEP_THREADS: Duration = Duration::from_secs(5);

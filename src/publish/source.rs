@@ -146,7 +146,7 @@ impl Item {
             .nar(&info.url, None, None, Deadline::after(PATIENCE))
             .await;
         let mut body = opened.map_err(failed)?;
-        let (feed, packed) = packed_channel();
+        let (mut feed, packed) = packed_channel();
         let item = self.clone();
         let decoding = tokio::task::spawn_blocking(move || {
             let (format, size) = (item.info.compression, item.info.nar_size);

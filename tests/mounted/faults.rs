@@ -3,17 +3,19 @@
 
 use std::{
     fs,
+    io::Read,
     path::{Path, PathBuf},
-    time::Duration,
+    process::Command,
+    time::{Duration, Instant},
 };
 
 use crate::{
     corpus,
-    gate::serve,
+    gate::{nar_url, serve},
     lifecycle::in_namespace,
     mounted::{Mounted, Setup, run, shell, wait_until},
     prober::Prober,
-    scripted::{Reply, Server},
+    scripted::{Gate, Reply, Server},
     snapshot::{assert_same, entry, files, snapshot},
     truth,
 };
@@ -236,4 +238,71 @@ impl Drop for ReadOnly {
         let flags = rustix::mount::UnmountFlags::DETACH;
         let _ = rustix::mount::unmount(&self.0, flags);
     }
+}
+
+/// The first bytes of a file.
+fn head(file: &Path) -> [u8; 1024] {
+    let mut bytes = [0; 1024];
+    let mut file = fs::File::open(file).expect("it is there");
+    file.read_exact(&mut bytes).expect("it has them");
+    bytes
+}
+
+/// More than the daemon has threads for blocking work.
+const HANGING: usize = 140;
+
+#[test]
+fn a_hundred_and_forty_streams_that_hang_are_in_nobodys_way() {
+    let server = serve("zstd");
+    let setup = Setup::new(server.base(), corpus::public_key());
+    let mounted = Mounted::start(setup.set("--stall-timeout=120s").set("--read-timeout=240s"));
+    let (root, other) = (
+        corpus::store_path("ffmpeg"),
+        corpus::store_path("redis-server"),
+    );
+    let gate = Gate::new();
+    let mut wanted = Vec::new();
+    for path in corpus::closure(&root) {
+        // Enough for the decoder to begin.
+        let cut = Reply::as_it_is().pausing_at(600, &gate);
+        server.on(&nar_url("zstd", &path), cut);
+        let mut find = Command::new("find");
+        find.arg(&path);
+        find.args(["-type", "f", "-size", "+1k", "-print", "-quit"]);
+        wanted.extend(run(find).lines().map(PathBuf::from));
+    }
+    wanted.truncate(HANGING);
+    assert_eq!(
+        wanted.len(),
+        HANGING,
+        "the closure of ffmpeg has more paths"
+    );
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = wanted
+            .iter()
+            .map(|real| {
+                let inside = real.strip_prefix("/nix/store").expect("a store path");
+                let at = mounted.at(inside);
+                scope.spawn(move || head(&at))
+            })
+            .collect();
+        gate.wait_for(HANGING);
+        // What was never known, from its names to the end of its NAR; well before a stall is one.
+        let begun = Instant::now();
+        let name = name_of(&other);
+        assert_same(&name, &snapshot(&mounted.at(&name)), &snapshot(&other));
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            begun.elapsed()
+        );
+        gate.open();
+        for (reader, real) in readers.into_iter().zip(&wanted) {
+            assert!(
+                reader.join().expect("read") == head(real),
+                "{}",
+                real.display()
+            );
+        }
+    });
 }

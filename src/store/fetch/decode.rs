@@ -1,4 +1,4 @@
-//! From compressed bytes to a NAR on disk: two threads for a stream.
+//! From compressed bytes to a NAR on disk: two threads for a stream, from its first bytes on.
 //!
 //! The first decompresses, holds the structure against the tree and writes; the second hashes.
 //! So a stream runs at the speed of the slower of the two, and a reader is answered before its
@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Check, Nar, Source};
 use crate::{
@@ -37,18 +37,59 @@ enum Packed {
 }
 
 /// The download's end of the queue.
-pub(crate) struct Feed(mpsc::Sender<Packed>);
+pub(crate) struct Feed {
+    queue: mpsc::Sender<Packed>,
+    /// Starts the decoder, if it waits for that.
+    begin: Option<Box<dyn FnOnce() + Send>>,
+}
 
 impl Feed {
     /// Hands over the next chunk; false when the decoder stopped.
-    pub async fn chunk(&self, bytes: Bytes) -> bool {
-        self.0.send(Packed::Chunk(bytes)).await.is_ok()
+    pub async fn chunk(&mut self, bytes: Bytes) -> bool {
+        self.send(Packed::Chunk(bytes)).await
     }
 
     /// Says that the file is complete. A feed dropped without it is a cut-off.
-    pub async fn end(self) {
+    pub async fn end(mut self) {
         // A decoder that stopped before has its own error to tell.
-        let _ = self.0.send(Packed::End).await;
+        let _ = self.send(Packed::End).await;
+    }
+
+    async fn send(&mut self, packed: Packed) -> bool {
+        if let Some(begin) = self.begin.take() {
+            begin();
+        }
+        self.queue.send(packed).await.is_ok()
+    }
+}
+
+/// A decoder on a thread of its own, which begins with the first bytes: a stream that waits for its
+/// turn, or for a cache, holds none. None of the runtime's either: those are few, and streams that
+/// hang would keep them from everybody else.
+pub(super) struct Decoding<T>(oneshot::Receiver<T>);
+
+impl<T: Send + 'static> Decoding<T> {
+    pub(super) fn new(work: impl FnOnce(PackedReader) -> T + Send + 'static) -> (Feed, Self) {
+        let (mut feed, packed) = channel();
+        let (done, outcome) = oneshot::channel();
+        feed.begin = Some(Box::new(move || {
+            // Nobody waits any more: then nobody needs the outcome.
+            let run = move || drop(done.send(work(packed)));
+            let thread = std::thread::Builder::new().name("narfs-decode".into());
+            if let Err(error) = thread.spawn(run) {
+                tracing::error!(%error, "the system gives no thread to decode with");
+            }
+        }));
+        (feed, Self(outcome))
+    }
+
+    /// What the work gave; `None` if it never began, or died.
+    pub(super) async fn outcome(&mut self) -> Option<T> {
+        match self.0.is_terminated() {
+            // It was asked for before.
+            true => None,
+            false => (&mut self.0).await.ok(),
+        }
     }
 }
 
@@ -62,7 +103,10 @@ pub(crate) struct PackedReader {
 pub(crate) fn channel() -> (Feed, PackedReader) {
     let (tx, queue) = mpsc::channel(PACKED_QUEUE);
     (
-        Feed(tx),
+        Feed {
+            queue: tx,
+            begin: None,
+        },
         PackedReader {
             queue,
             chunk: Bytes::new(),
@@ -107,7 +151,7 @@ pub(super) enum DecodeError {
     NotNar(#[from] NarError),
     #[error(transparent)]
     Content(#[from] ContentError),
-    #[error("a thread of the decoder died")]
+    #[error("a thread of the decoder died, or could not be started")]
     Died,
 }
 
@@ -132,7 +176,7 @@ pub(super) fn run(
     check: Check,
 ) -> Result<Decoded, DecodeError> {
     let (used, spare) = sync_mpsc::channel();
-    let (pieces, hashing) = hasher(at, &check, nar.hash, used);
+    let (pieces, hashing) = hasher(at, &check, nar.hash, used).map_err(|_| DecodeError::Died)?;
     let result = decode(nar, source, packed, at, &check, &pieces, &spare);
     drop(pieces);
     let hashed = hashing.join().map_err(|_| DecodeError::Died)?;
@@ -228,14 +272,15 @@ fn hasher(
     check: &Check,
     nar_hash: NarHash,
     used: sync_mpsc::Sender<Vec<u8>>,
-) -> (
+) -> io::Result<(
     sync_mpsc::SyncSender<Vec<u8>>,
     std::thread::JoinHandle<Hashed>,
-) {
+)> {
     let (tx, rx) = sync_mpsc::sync_channel::<Vec<u8>>(HASH_QUEUE);
     let from_start = at.nar == 0;
     let mut indexer = matches!(check, Check::Index).then(NarIndexer::new);
-    let thread = std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().name("narfs-hash".into());
+    let thread = thread.spawn(move || {
         let begun = Instant::now();
         let mut hasher = NarHasher::new();
         let mut bytes = 0u64;
@@ -253,8 +298,8 @@ fn hasher(
         tracing::trace!(bytes, seconds = begun.elapsed().as_secs_f64(), "hashed");
         let index = indexer.map(|i| i.finish(nar_hash)).transpose()?;
         Ok((from_start.then(|| hasher.finish()), index))
-    });
-    (tx, thread)
+    })?;
+    Ok((tx, thread))
 }
 
 pub(super) fn decode_error(e: io::Error) -> DecodeError {

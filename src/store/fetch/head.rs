@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use super::decode::{self, DecodeError};
+use super::decode::{self, DecodeError, Decoding};
 use crate::{
     codec::{self, Checkpoint},
     nix::NarInfo,
@@ -22,9 +22,8 @@ impl Core {
         let deadline = Deadline::after(self.settings.read_timeout);
         let opened = substituter.nar(&narinfo.url, None, None, deadline).await;
         let mut body = opened.map_err(failed)?;
-        let (feed, packed) = decode::channel();
         let (format, size) = (narinfo.compression, narinfo.nar_size);
-        let mut decoding = tokio::task::spawn_blocking(move || {
+        let (mut feed, mut decoding) = Decoding::new(move |packed| {
             let mut head = [0; N];
             let mut reader = codec::stream(format, Box::new(packed), Checkpoint::START, size)?;
             reader.read_exact(&mut head).map_err(decode::decode_error)?;
@@ -42,15 +41,15 @@ impl Core {
         };
         // Enough is there long before the end, and the rest may take its time.
         let decoded = tokio::select! {
-            decoded = &mut decoding => decoded,
+            Some(decoded) = decoding.outcome() => Some(decoded),
             fed = feeding => {
                 fed.map_err(failed)?;
-                decoding.await
+                decoding.outcome().await
             }
         };
         match decoded {
-            Err(_) => Err(StoreError::Stopping),
-            Ok(head) => head.map_err(|error| StoreError::Damaged {
+            None => Err(StoreError::Stopping),
+            Some(head) => head.map_err(|error| StoreError::Damaged {
                 path: path.clone(),
                 substituter: substituter.name().to_owned(),
                 reason: error.to_string(),

@@ -2,7 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Access, Check, Nar, Source, decode, retry::wait_after, segments::Segments};
+use super::{
+    Access, Check, Nar, Source,
+    decode::{self, Decoding},
+    retry::wait_after,
+    segments::Segments,
+};
 use crate::{
     codec::{self, Checkpoint, Probe},
     content::ContentError,
@@ -72,19 +77,21 @@ impl Core {
         let check = nar.check();
         let at = starting_point(nar, source, &check);
         let indexing = check.tree().is_none();
-        let (feed, packed) = decode::channel();
-        let decoding = tokio::task::spawn_blocking({
+        let (feed, mut decoding) = Decoding::new({
             let (nar, source) = (nar.clone(), source.clone());
-            move || decode::run(&nar, &source, packed, at, check)
+            move |packed| decode::run(&nar, &source, packed, at, check)
         });
         let downloaded = self.download(nar, source, at.packed, feed, patience).await;
-        let decoded = decoding.await.unwrap_or(Err(decode::DecodeError::Died));
+        let decoded = decoding.outcome().await;
+        let decoded = decoded.unwrap_or(Err(decode::DecodeError::Died));
         if let Ok(Downloaded::RandomAccess) = downloaded {
             return Ok(End::RandomAccess);
         }
         match (downloaded, decoded) {
             (_, Ok(decoded)) => self.judge(nar, decoded, indexing).await,
             (_, Err(decode::DecodeError::Content(e))) => Err(PassError::local(e.into())),
+            // It never began.
+            (Err(e), Err(decode::DecodeError::Died)) => Err(PassError::Fetch(e)),
             (_, Err(e @ decode::DecodeError::Died)) => {
                 tracing::error!(path = %nar.path, error = %e, "bug");
                 Err(PassError::Local(StoreError::Stopping))
@@ -149,7 +156,7 @@ impl Core {
         nar: &Arc<Nar>,
         source: &Arc<Source>,
         from: u64,
-        feed: decode::Feed,
+        mut feed: decode::Feed,
         patience: u32,
     ) -> Result<Downloaded, FetchError> {
         let wanted = source.file_size.map(|size| size.saturating_sub(from));
