@@ -1,23 +1,33 @@
 //! An image's bytes: owned, or mapped from its file.
 
-use std::{fs::File, io, ops::Deref, path::Path};
+use std::{
+    fs::File,
+    io,
+    ops::Deref,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+/// Images that are mapped at a time, in this process. Linux gives a process 65,530 maps
+/// (`vm.max_map_count`), and without one left it has no memory either: threads and large
+/// allocations need them. Half of them are for trees; those of the store paths beyond are read.
+const MOST_MAPS: usize = 32_768;
+
+static MAPS: AtomicUsize = AtomicUsize::new(0);
 
 /// Bytes that do not change.
 pub(super) enum Bytes {
     Owned(Vec<u8>),
-    Mapped(memmap2::Mmap),
+    Mapped(Mapped),
 }
 
 impl Bytes {
-    /// Maps a whole file.
-    #[allow(unsafe_code)]
+    /// Maps a whole file, or reads it where many are mapped already.
     pub fn map(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        // SAFETY: a map is undefined behaviour or a SIGBUS if the file changes or shrinks under it.
-        // Index files lie in the state directory, which only its owner can enter (0700) and only
-        // one process holds (its lock); there they appear by rename when complete, are never
-        // written again, and are removed by name, which leaves maps as they are.
-        unsafe { memmap2::Mmap::map(&file) }.map(Self::Mapped)
+        match Mapped::of(path, MOST_MAPS)? {
+            Some(mapped) => Ok(Self::Mapped(mapped)),
+            None => std::fs::read(path).map(Self::Owned),
+        }
     }
 }
 
@@ -27,7 +37,76 @@ impl Deref for Bytes {
     fn deref(&self) -> &[u8] {
         match self {
             Self::Owned(bytes) => bytes,
-            Self::Mapped(map) => map,
+            Self::Mapped(mapped) => &mapped.map,
         }
+    }
+}
+
+/// A map, and its place among [`MOST_MAPS`].
+pub(super) struct Mapped {
+    map: memmap2::Mmap,
+    _place: Place,
+}
+
+impl Mapped {
+    /// Maps a whole file, unless `most` are mapped.
+    #[allow(unsafe_code)]
+    fn of(path: &Path, most: usize) -> io::Result<Option<Self>> {
+        let Some(place) = Place::take(&MAPS, most) else {
+            return Ok(None);
+        };
+        let file = File::open(path)?;
+        // SAFETY: a map is undefined behaviour or a SIGBUS if the file changes or shrinks under it.
+        // Index files lie in the state directory, which only its owner can enter (0700) and only
+        // one process holds (its lock); there they appear by rename when complete, are never
+        // written again, and are removed by name, which leaves maps as they are.
+        let map = unsafe { memmap2::Mmap::map(&file) }?;
+        Ok(Some(Self { map, _place: place }))
+    }
+}
+
+/// One of a number of places; given back when dropped.
+struct Place(&'static AtomicUsize);
+
+impl Place {
+    fn take(taken: &'static AtomicUsize, most: usize) -> Option<Self> {
+        if taken.fetch_add(1, Relaxed) < most {
+            return Some(Self(taken));
+        }
+        taken.fetch_sub(1, Relaxed);
+        None
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_bounded_and_come_back() {
+        static TAKEN: AtomicUsize = AtomicUsize::new(0);
+        let both = [Place::take(&TAKEN, 2), Place::take(&TAKEN, 2)];
+        assert!(both.iter().all(Option::is_some));
+        assert!(Place::take(&TAKEN, 2).is_none());
+        drop(both);
+        assert_eq!(TAKEN.load(Relaxed), 0);
+        assert!(Place::take(&TAKEN, 2).is_some());
+    }
+
+    #[test]
+    fn what_is_not_mapped_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("image");
+        std::fs::write(&file, b"image").unwrap();
+        assert!(Mapped::of(&file, 0).unwrap().is_none());
+        let mapped = Bytes::map(&file).unwrap();
+        assert_eq!(&*mapped, b"image");
+        assert!(Bytes::map(&dir.path().join("absent")).is_err());
     }
 }
