@@ -7,7 +7,9 @@
 use std::{fmt, io, io::Read as _, str::FromStr as _};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use data_encoding::HEXLOWER;
 use ed25519_dalek::Signer as _;
+use sha2::{Digest as _, Sha256};
 
 use super::{NarHash, NarInfo};
 
@@ -180,6 +182,27 @@ impl TrustedKeys {
         self.0.is_empty()
     }
 
+    /// What stands for the finding that a narinfo with this text is trusted under these keys: another
+    /// text, or other keys, have another.
+    pub fn judgement(&self, narinfo: &[u8]) -> String {
+        let mut keys: Vec<_> = self
+            .0
+            .iter()
+            .map(|key| (&key.name, key.key.as_bytes()))
+            .collect();
+        keys.sort();
+        keys.dedup();
+        let mut digest = Sha256::new();
+        digest.update(b"narfs: trusted 1\n");
+        for (name, key) in keys {
+            digest.update(format!("{}:{name}\n", name.len()));
+            digest.update(key);
+        }
+        digest.update(b"\n");
+        digest.update(narinfo);
+        HEXLOWER.encode(&digest.finalize())
+    }
+
     /// Whether one of these keys made this signature of this text.
     pub fn verify(&self, fingerprint: &[u8], signature: &Signature) -> bool {
         nix_narinfo::NixSignature::from_bytes(signature.key.as_str(), &signature.bytes)
@@ -298,6 +321,23 @@ mod tests {
 
     fn keys(of: &[&SigningKey]) -> TrustedKeys {
         TrustedKeys::parse(of.iter().map(|key| key.public())).unwrap()
+    }
+
+    #[test]
+    fn a_finding_is_of_one_text_and_of_one_set_of_keys() {
+        let [a, b] = ["a-1", "b-1"].map(|name| SigningKey::generate(name).unwrap());
+        let other_a = SigningKey::generate("a-1").unwrap();
+        let of = |keys: &TrustedKeys, text: &str| keys.judgement(text.as_bytes());
+        let found = of(&keys(&[&a, &b]), "text");
+        assert_eq!(found, of(&keys(&[&b, &a, &b]), "text"));
+        for (keys, text) in [
+            (keys(&[&a, &b]), "other"),
+            (keys(&[&a]), "text"),
+            (keys(&[&other_a, &b]), "text"),
+            (TrustedKeys::default(), "text"),
+        ] {
+            assert_ne!(found, of(&keys, text));
+        }
     }
 
     #[test]

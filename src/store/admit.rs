@@ -312,10 +312,15 @@ impl Core {
         if !known {
             let facts = PathFacts {
                 first_seen: Some(now),
+                trusted: offer.trusted.clone(),
                 ..PathFacts::default()
             };
             // Not awaited: lost in a crash, it is written again.
             drop(db.put_facts(vec![(path.hash(), facts)]));
+        } else if offer.trusted.is_some() && offer.trusted != facts.trusted {
+            let trusted = offer.trusted.clone();
+            // Nor here: then it is found anew.
+            drop(db.update_facts(&path.hash(), |facts| facts.trusted = trusted));
         }
         let narinfo = &offer.narinfo;
         let admitted = Arc::new(Path {

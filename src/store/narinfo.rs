@@ -32,6 +32,8 @@ pub(super) struct Offer {
     pub substituter: Substituter,
     /// A trusted key says that there is a chunk index.
     pub chunks: bool,
+    /// What to remember of its having been found to be trusted; none where only the cache is.
+    pub trusted: Option<String>,
 }
 
 /// What one cache said.
@@ -76,10 +78,15 @@ impl Core {
             .db()
             .narinfos(&path.hash(), unix_now(), self.ttl())?;
         kept.sort_by_key(|k| !k.fresh);
+        if kept.iter().all(|k| k.text.is_none()) {
+            return Ok(None);
+        }
+        let trusted = self.content.db().facts(&path.hash())?.trusted;
         for substituter in &self.caches.usable() {
             let of_this = kept.iter().filter(|k| k.substituter == substituter.name());
             for text in of_this.filter_map(|k| k.text.as_deref()) {
-                if let Answer::Offer(offer) = self.judge_narinfo(substituter, path, text) {
+                let answer = self.judge_narinfo(substituter, path, text, trusted.as_deref());
+                if let Answer::Offer(offer) = answer {
                     return Ok(Some(*offer));
                 }
             }
@@ -125,7 +132,9 @@ impl Core {
                 .filter(|k| k.fresh && k.substituter == s.name())
                 .any(|k| match &k.text {
                     // The narinfo may be that of another name with this digest.
-                    Some(text) => matches!(self.judge_narinfo(s, path, text), Answer::Absent),
+                    Some(text) => {
+                        matches!(self.judge_narinfo(s, path, text, None), Answer::Absent)
+                    }
                     None => true,
                 })
         };
@@ -191,7 +200,7 @@ impl Core {
             Err(e) => return Answer::Failed(self.fetch_error(path, e)),
         };
         let answer = match &text {
-            Some(text) => self.judge_narinfo(substituter, path, text),
+            Some(text) => self.judge_narinfo(substituter, path, text, None),
             None => Answer::Absent,
         };
         if !matches!(answer, Answer::Failed(_)) {
@@ -233,7 +242,15 @@ impl Core {
         }
     }
 
-    fn judge_narinfo(&self, substituter: &Substituter, path: &StorePath, text: &[u8]) -> Answer {
+    /// What a cache's narinfo is worth; `remembered` is what was found of it in an earlier run, which
+    /// counts if it is of this very text and of these keys.
+    fn judge_narinfo(
+        &self,
+        substituter: &Substituter,
+        path: &StorePath,
+        text: &[u8],
+        remembered: Option<&str>,
+    ) -> Answer {
         let name = || substituter.name().to_owned();
         let narinfo = match NarInfo::parse(text, &path.hash()) {
             Ok(narinfo) => narinfo,
@@ -251,12 +268,16 @@ impl Core {
             return Answer::Absent;
         }
         let trusted = substituter.trusted() || !self.settings.require_signatures;
-        match narinfo.trust(&self.settings.keys) {
-            Trust::Untrusted if !trusted => Answer::Failed(StoreError::Untrusted {
+        let judgement = self.settings.keys.judgement(text);
+        let proven = remembered == Some(&*judgement)
+            || narinfo.trust(&self.settings.keys) != Trust::Untrusted;
+        match proven || trusted {
+            false => Answer::Failed(StoreError::Untrusted {
                 path: path.clone(),
                 substituter: name(),
             }),
-            _ => Answer::Offer(Box::new(Offer {
+            true => Answer::Offer(Box::new(Offer {
+                trusted: proven.then_some(judgement),
                 chunks: chunks::announced(&narinfo, &self.settings.keys),
                 narinfo,
                 substituter: substituter.clone(),
@@ -276,7 +297,7 @@ impl Core {
                 .narinfo(substituter.name(), &path.hash(), unix_now(), self.ttl())?;
         let answer = match kept.filter(|k| k.fresh).map(|k| k.text) {
             Some(None) => Answer::Absent,
-            Some(Some(text)) => self.judge_narinfo(substituter, path, &text),
+            Some(Some(text)) => self.judge_narinfo(substituter, path, &text, None),
             None => {
                 self.ask(substituter, path, &watch::channel(Lane::Demand).1)
                     .await

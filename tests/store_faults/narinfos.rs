@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use narfs::{nix::TrustedKeys, store::StoreError};
+use narfs::{content::NarinfoTtl, nix::TrustedKeys, store::StoreError};
 
 use crate::{
     support::{
         cache::{Cache, Package, Packing, directory, file, key},
         scripted::{Gate, Reply},
     },
-    world::{Setup, all_right, answer, root, serve, soon, until},
+    world::{Setup, all_right, answer, flushed, root, serve, soon, until},
 };
 
 fn package(name: &str) -> Package {
@@ -94,6 +94,69 @@ async fn the_wait_of_a_lookup_is_bounded_and_no_absence() {
     gate.open();
     until(|| store.known(&slow.path).is_some() || server.count(&slow.narinfo_url()) > 1).await;
     all_right(&store, &slow).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_found_to_be_trusted_counts_for_that_text_and_those_keys() {
+    let (key, stranger) = (key(), key());
+    let cache = Cache::new(&key);
+    let [kept, changed] = ["kept", "changed"].map(package);
+    cache.add_all([&kept, &changed], Packing::Zstd);
+    let server = serve(cache.path());
+    let setup = Setup::trusting(&key);
+    let world = setup.store(&[&server]);
+    for p in [&kept, &changed] {
+        all_right(&world.store, p).await;
+    }
+    let found = |p: &Package| {
+        let db = world.store.content().db();
+        let name = world.store.substituters()[0].name().to_owned();
+        let ttl = NarinfoTtl {
+            positive: u64::MAX,
+            negative: u64::MAX,
+        };
+        let kept = db.narinfo(&name, &p.path.hash(), 0, ttl).unwrap().unwrap();
+        let text = kept.text.expect("the cache has it");
+        let trusted = db.facts(&p.path.hash()).unwrap().trusted;
+        assert_eq!(trusted, Some(setup.settings.keys.judgement(&text)));
+        (name, text)
+    };
+    found(&kept);
+    let (name, text) = found(&changed);
+    // Another narinfo in the place of the one that was found to be trusted.
+    let text = String::from_utf8(text).unwrap();
+    let (size, forged) = (
+        format!("NarSize: {}\n", changed.nar.len()),
+        "NarSize: 4096\n",
+    );
+    let forged = text.replace(&size, forged);
+    assert_ne!(forged, text);
+    cache.write(&changed.narinfo_url(), forged.as_bytes());
+    let answer = vec![(changed.path.hash(), Some(forged.into_bytes()))];
+    let db = world.store.content().db();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    db.put_narinfos(&name, answer, now.unwrap().as_secs())
+        .await
+        .unwrap();
+    flushed(&world.store).await;
+    drop(world.store);
+
+    let store = setup.open(world.state.path(), &[&server]);
+    all_right(&store, &kept).await;
+    assert!(
+        soon(store.admit(&changed.path)).await.is_err(),
+        "the forged one is not believed"
+    );
+    drop(store);
+    let mut strange = setup.clone();
+    strange.settings.keys = TrustedKeys::parse([stranger.public().as_str()]).unwrap();
+    let store = strange.open(world.state.path(), &[&server]);
+    for p in [&kept, &changed] {
+        assert!(
+            soon(store.admit(&p.path)).await.is_err(),
+            "under other keys"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

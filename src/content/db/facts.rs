@@ -20,6 +20,9 @@ pub struct PathFacts {
     pub fetched_from: Option<String>,
     /// The last error, until the path recovers.
     pub last_error: Option<PathError>,
+    /// What was found to be trusted: a digest of the narinfo and of the keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trusted: Option<String>,
 }
 
 /// An error and when it was.

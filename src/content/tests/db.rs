@@ -210,6 +210,7 @@ fn roots_and_facts_survive() {
             text: "gone".into(),
             at: 6,
         }),
+        trusted: Some("digest".into()),
     };
     {
         let store = open(dir.path());
