@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! metrics       what is measured: declarations, cells, Prometheus' text
+//! trace         what happened when, recorded where somebody asked to know it
 //! substituter   where bytes come from: http(s), file, s3; credentials, retries
 //! codec         how they are packed: xz, zstd, none, …; random access where the format allows it
 //! nix           what they mean: store paths, narinfos, signatures, listings, NARs (pure, no I/O)
@@ -38,4 +39,5 @@ pub mod publish;
 pub mod snapshotter;
 pub mod store;
 pub mod substituter;
+pub mod trace;
 pub mod tree;

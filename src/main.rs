@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     match run(&cli) {
-        Ok(()) => Exit::Success.into(),
+        Ok(status) => status,
         Err(failure) => {
             eprintln!("{failure}");
             failure.exit.into()
@@ -23,11 +23,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<(), Failure> {
+fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     // No mistake in a configuration may be in the way of these two.
     match &cli.command {
-        Command::KeepMount(args) => return cli::keep_mount::run(args),
-        Command::ProbeMount(args) => return cli::probe_mount::run(args),
+        Command::KeepMount(args) => return done(cli::keep_mount::run(args)),
+        Command::ProbeMount(args) => return done(cli::probe_mount::run(args)),
         _ => {}
     }
     let config = config::load(&Environment::of_process()?, &cli.settings.0)?;
@@ -35,7 +35,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    match &cli.command {
+    done(match &cli.command {
         Command::Config(args) => cli::config::run(&config, args),
         Command::Mount(args) => cli::mount::run(&config, &cli.settings.0, args),
         Command::Demo(args) => cli::demo::run(&config, args),
@@ -49,6 +49,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Snapshotter(args) => cli::snapshotter::run(&config, args),
         Command::Status(args) => cli::status::run(&config, args),
         Command::Bugreport(args) => cli::bugreport::run(&config, args),
+        // It ends as the program ended.
+        Command::Trace(args) => return cli::trace::run(&config, &cli.settings.0, args),
         Command::Top(args) => cli::top::run(&config, args),
         Command::Prefetch(args) => cli::prefetch::run(&config, args),
         Command::Ls(args) => cli::ls::run(&config, args),
@@ -62,5 +64,9 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::ProbeMount(args) => cli::probe_mount::run(args),
         Command::Image(args) => cli::image::run(&config, args),
         Command::Publish(args) => cli::publish::run(&config, args),
-    }
+    })
+}
+
+fn done(outcome: Result<(), Failure>) -> Result<ExitCode, Failure> {
+    outcome.map(|()| Exit::Success.into())
 }

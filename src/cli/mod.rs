@@ -35,6 +35,7 @@ pub mod snapshotter;
 pub mod status;
 pub mod store_path;
 pub mod top;
+pub mod trace;
 pub mod umount;
 pub mod upgrade;
 
@@ -83,6 +84,7 @@ pub enum Command {
     Snapshotter(snapshotter::SnapshotterArgs),
     Status(status::StatusArgs),
     Top(top::TopArgs),
+    Trace(Box<trace::TraceArgs>),
     Prefetch(prefetch::PrefetchArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),

@@ -9,6 +9,7 @@
 //! client.rs    the other end: a running daemon, or the store opened on the spot
 //! admin/       HTTP: metrics, readiness, what goes on
 //! socket.rs    a private socket that is made again when it vanishes
+//! hosted.rs    a daemon in a verb's own process (`narfs trace`)
 //! keeper.rs    a mount that outlives the process
 //! memory.rs    what the process keeps for itself
 //! spawn.rs     a daemon in the background
@@ -19,6 +20,7 @@
 
 pub mod admin;
 pub mod client;
+mod hosted;
 pub mod keeper;
 mod memory;
 pub mod namespace;
@@ -35,6 +37,7 @@ mod terms;
 
 pub use admin::METRICS;
 pub(crate) use admin::{Admin, Check, Office, answers};
+pub(crate) use hosted::Hosted;
 pub(crate) use memory::limit_arenas;
 pub(crate) use open::limits;
 pub use open::{open_store, open_store_in, runtime, substituter_at};

@@ -13,8 +13,11 @@ use super::{
     mount::{Layout, MountOptions},
     upcalls::{Asked, Opcode, Upcalls},
 };
-use crate::store::{
-    ATTRIBUTE_PREFIX, Attr, Directory, Found, Kind, Lasts, NodeId, Step, Store, StoreError,
+use crate::{
+    store::{
+        ATTRIBUTE_PREFIX, Attr, Directory, Found, Kind, Lasts, NodeId, Step, Store, StoreError,
+    },
+    trace,
 };
 
 /// Requests the kernel may have under way for read-ahead and the like. A reader of many files
@@ -85,10 +88,13 @@ impl StoreFs {
         R: Refuse,
     {
         match step {
-            Step::Ready(Ok(found)) => done(reply, found),
-            Step::Ready(Err(error)) => self.refuse(reply, &error),
+            Step::Ready(Ok(found)) => {
+                done(reply, found);
+                self.upcalls.answered(asked, false);
+            }
+            Step::Ready(Err(error)) => self.refuse(asked, reply, &error),
             Step::Wait(future) => {
-                let waits = self.upcalls.waits(asked);
+                let mut waits = self.upcalls.waits(asked);
                 self.store.runtime().spawn(async move {
                     match future.await {
                         Ok(found) => done(reply, found),
@@ -102,9 +108,11 @@ impl StoreFs {
         }
     }
 
-    fn refuse(&self, reply: impl Refuse, error: &StoreError) {
+    fn refuse(&self, mut asked: Asked, reply: impl Refuse, error: &StoreError) {
         self.upcalls.error(errno(error));
         reply.refuse(errno(error));
+        asked.failed();
+        self.upcalls.answered(asked, false);
     }
 }
 
@@ -138,8 +146,11 @@ impl Filesystem for StoreFs {
         let layout = self.layout;
         let mut asked = self.comes(Opcode::Lookup, req, parent);
         let step = self.store.lookup(self.id(parent), name.as_bytes());
-        if matches!(step, Step::Wait(_)) {
+        if matches!(step, Step::Wait(_)) || trace::recorder().is_some() {
             asked = asked.named(name.as_bytes());
+        }
+        if let Step::Ready(Ok(Found::Never | Found::NotNow)) = step {
+            asked.absent();
         }
         self.answer(asked, step, reply, move |reply, found| match found {
             // A name leads to the same node for ever, even where the node's attributes change.
@@ -211,8 +222,9 @@ impl Filesystem for StoreFs {
                 Some(Ok(())) => {
                     reply.data(buffer);
                     self.upcalls.hit(&asked);
+                    self.upcalls.answered(asked.range(offset, size), false);
                 }
-                Some(Err(error)) => self.refuse(reply, &error),
+                Some(Err(error)) => self.refuse(asked.range(offset, size), reply, &error),
                 None => {
                     let store = self.store.clone();
                     let read = async move { store.read(node, offset, size).await };

@@ -17,6 +17,7 @@ use fuser::{Errno, Request};
 use crate::{
     metrics::{Counter, Histogram, Label, Metric, Scrape, Source, Unit},
     store::NodeId,
+    trace::{self, Outcome},
 };
 
 const OPCODE: Label = Label {
@@ -145,12 +146,23 @@ pub(super) struct Asked {
     /// Offset and size, of a read.
     range: Option<(u64, u32)>,
     since: Instant,
+    outcome: Outcome,
 }
 
 impl Asked {
     pub(super) fn named(mut self, name: &[u8]) -> Self {
         self.name = Some(name.to_owned());
         self
+    }
+
+    /// The name that it asks for is not there.
+    pub(super) fn absent(&mut self) {
+        self.outcome = Outcome::Absent;
+    }
+
+    /// The answer is an error.
+    pub(super) fn failed(&mut self) {
+        self.outcome = Outcome::Failed("error");
     }
 
     pub(super) fn range(mut self, offset: u64, size: u32) -> Self {
@@ -199,17 +211,45 @@ impl Upcalls {
             name: None,
             range: None,
             since: Instant::now(),
+            outcome: Outcome::Done,
         }
+    }
+
+    /// How many requests came, by kind.
+    pub fn requests(&self) -> impl Iterator<Item = (Opcode, u64)> {
+        let counts = self.requests.iter().map(Counter::get);
+        Opcode::ALL.into_iter().zip(counts)
     }
 
     /// A request came that is answered whatever it is about.
     pub(super) fn counts(&self, opcode: Opcode) {
         self.requests[opcode as usize].add(1);
+        if let Some(recorder) = trace::recorder() {
+            recorder.counts(opcode.as_str());
+        }
     }
 
     /// A read was answered at once.
     pub(super) fn hit(&self, asked: &Asked) {
         self.hits.observe(asked.since.elapsed());
+    }
+
+    /// A request was answered, for the record if there is one.
+    pub(super) fn answered(&self, asked: Asked, waited: bool) {
+        let Some(recorder) = trace::recorder() else {
+            return;
+        };
+        recorder.upcall(trace::Upcall {
+            at: recorder.time(asked.since),
+            end: recorder.now(),
+            opcode: asked.opcode.as_str(),
+            pid: asked.pid,
+            node: asked.node.0,
+            name: asked.name.map(Vec::into_boxed_slice),
+            range: asked.range,
+            waited,
+            outcome: asked.outcome,
+        });
     }
 
     /// A request was answered with an error.
@@ -230,6 +270,7 @@ impl Upcalls {
             upcalls: self.clone(),
             id,
             read,
+            outcome: Outcome::Done,
         }
     }
 
@@ -258,20 +299,26 @@ pub(super) struct Waits {
     id: u64,
     /// Of a read: when it came.
     read: Option<Instant>,
+    outcome: Outcome,
 }
 
 impl Waits {
     /// The answer is an error.
-    pub(super) fn error(&self, errno: Errno) {
+    pub(super) fn error(&mut self, errno: Errno) {
+        self.outcome = Outcome::Failed("error");
         self.upcalls.error(errno);
     }
 }
 
 impl Drop for Waits {
     fn drop(&mut self) {
-        self.upcalls.table().remove(&self.id);
+        let asked = self.upcalls.table().remove(&self.id);
         if let Some(since) = self.read {
             self.upcalls.misses.observe(since.elapsed());
+        }
+        if let Some(asked) = asked {
+            let outcome = self.outcome;
+            self.upcalls.answered(Asked { outcome, ..asked }, true);
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     content::NarinfoTtl,
     nix::{MAX_NARINFO, NarInfo, StorePath, Trust},
     substituter::{Deadline, Document, FetchError, FetchFailure, Substituter},
+    trace,
 };
 
 /// Longest listing that is unpacked, in bytes: one of ten million entries.
@@ -195,7 +196,8 @@ impl Core {
     async fn ask(&self, substituter: &Substituter, path: &StorePath, lane: &Urgency) -> Answer {
         let _place = self.small_request(lane.clone()).await;
         self.counters.narinfo_misses.add(1);
-        let text = match self.narinfo_text(substituter, path).await {
+        let (lane, ask) = (lane.borrow().as_str(), self.narinfo_text(substituter, path));
+        let text = match trace::on_behalf(lane, path, ask).await {
             Ok(text) => text,
             Err(e) => return Answer::Failed(self.fetch_error(path, e)),
         };
@@ -319,7 +321,10 @@ impl Core {
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let _place = self.small_request(lane.clone()).await;
         let deadline = Deadline::after(self.small_deadline());
-        let document = match substituter.listing(&path.hash(), deadline).await {
+        let asked_in = lane.borrow().as_str();
+        let hash = path.hash();
+        let ask = substituter.listing(&hash, deadline);
+        let document = match trace::on_behalf(asked_in, path, ask).await {
             Ok(Some(document)) => document,
             Ok(None) => return Ok(None),
             Err(error) if of_this_listing(error.failure()) => {

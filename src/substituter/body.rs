@@ -11,6 +11,7 @@ use super::{
     error::{FetchError, FetchFailure},
     health,
 };
+use crate::trace::Flight;
 
 /// Below this many bytes a second, over a whole stall window, an upstream counts as stalled.
 /// Readers would wait longer for a 128 KiB read than the kernel's time-outs allow.
@@ -44,6 +45,8 @@ pub struct NarBody {
     ended: bool,
     pace: Pace,
     names: Names,
+    /// Its request in the record, if there is one.
+    pub(super) flight: Flight,
 }
 
 /// What a body needs for its errors and its counters.
@@ -75,6 +78,7 @@ impl NarBody {
             ended: false,
             pace: Pace::new(stall),
             names,
+            flight: Flight::default(),
         }
     }
 
@@ -96,6 +100,17 @@ impl NarBody {
         }
         let step = self.step().await;
         self.ended = !matches!(step, Ok(Some(_)));
+        match &step {
+            Ok(Some(piece)) => {
+                self.flight.bytes(piece.len());
+                // Who has got what he asked for does not look for more.
+                if self.expected == Some(self.got) {
+                    self.flight.done();
+                }
+            }
+            Ok(None) => self.flight.done(),
+            Err(failure) => self.flight.failed(failure.slug()),
+        }
         step
     }
 
@@ -145,6 +160,11 @@ impl NarBody {
             all.extend_from_slice(&piece);
         }
         Ok(all)
+    }
+
+    /// It is fetched in this lane from now on.
+    pub fn in_lane(&mut self, lane: &'static str) {
+        self.flight.in_lane(lane);
     }
 
     /// The bytes of the file that will come, where the end is known.

@@ -25,6 +25,7 @@ use super::{
     retry::retry_after,
     transport::{Transport, classify},
 };
+use crate::trace::Flight;
 
 /// Redirects followed for one request, as in Nix and curl-based tools' habit of 10.
 const MAX_REDIRECTS: usize = 10;
@@ -86,10 +87,12 @@ impl Getter {
         loop {
             strip_login(&mut url);
             let authorization = credentials.and_then(|c| c.header(&url, reached));
-            let response = self.send(&url, authorization, ask).await?;
+            let (response, mut flight) = self.send(&url, authorization, ask).await?;
+            flight.answered(response.status().as_u16());
             let Some(next) = redirect(&url, &response)? else {
-                return self.answer(&url, response, ask).await;
+                return self.answer(&url, response, ask, flight).await;
             };
+            flight.done();
             visited.push(url);
             if visited.len() > MAX_REDIRECTS || visited.contains(&next) {
                 return Err(FetchFailure::RedirectLoop {
@@ -108,7 +111,7 @@ impl Getter {
         url: &Url,
         authorization: Option<HeaderValue>,
         ask: &Ask,
-    ) -> Result<Response, FetchFailure> {
+    ) -> Result<(Response, Flight), FetchFailure> {
         let mut headers = HeaderMap::new();
         headers.insert(
             ACCEPT_ENCODING,
@@ -125,16 +128,25 @@ impl Getter {
         }
         let client = self.transport.client(url.scheme()).await?;
         self.counters.request();
+        let address = || shown(url).into();
+        let mut flight = Flight::of(&self.substituter, address, || ask.wanted.header());
         let options = self.transport.options();
         // Connecting has its own time-out inside; this one is for a server that says nothing.
         let patience = options.connect_timeout + options.stall_timeout;
         let request = client.get(url.clone()).headers(headers);
-        match timeout(patience, request.send()).await {
+        let sent = match timeout(patience, request.send()).await {
             Ok(sent) => sent.map_err(classify),
             Err(_) => Err(FetchFailure::Stalled {
                 bytes: 0,
                 window: patience,
             }),
+        };
+        match sent {
+            Ok(response) => Ok((response, flight)),
+            Err(failure) => {
+                flight.failed(failure.slug());
+                Err(failure)
+            }
         }
     }
 
@@ -143,6 +155,7 @@ impl Getter {
         url: &Url,
         response: Response,
         ask: &Ask,
+        flight: Flight,
     ) -> Result<Answer, FetchFailure> {
         let status = response.status();
         let found = match status {
@@ -196,6 +209,7 @@ impl Getter {
         };
         let stall = self.transport.options().stall_timeout;
         let mut body = NarBody::new(pieces(response), found.start, found.end, stall, names);
+        body.flight = flight;
         body.total = found.total;
         body.validator = found.validator;
         body.encoding = found.encoding;

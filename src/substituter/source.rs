@@ -13,6 +13,7 @@ use super::{
     location::{Place, join, shown},
     s3::Bucket,
 };
+use crate::trace::Flight;
 
 /// How a cache's files are reached.
 pub(super) enum Source {
@@ -123,12 +124,20 @@ async fn open_file(
         counters: getter.counters.clone(),
     };
     names.counters.request();
-    let opened = file::open(root, path, ask.wanted.clone(), ask.validator.clone()).await?;
-    let Some(opened) = opened else {
-        return Ok(Answer::Absent(404));
+    let (address, range) = (|| names.address.clone(), || ask.wanted.header());
+    let mut flight = Flight::of(&names.substituter, address, range);
+    let opened = file::open(root, path, ask.wanted.clone(), ask.validator.clone()).await;
+    let opened = match opened.inspect_err(|failure| flight.failed(failure.slug()))? {
+        Some(opened) => opened,
+        None => {
+            flight.answered(404);
+            return Ok(Answer::Absent(404));
+        }
     };
+    flight.answered(200);
     let stall = getter.transport.options().stall_timeout;
     let mut body = NarBody::new(opened.pieces, opened.start, Some(opened.end), stall, names);
+    body.flight = flight;
     body.total = Some(opened.total);
     body.validator = Some(opened.validator);
     Ok(Answer::Found(Box::new(body)))

@@ -226,7 +226,10 @@ fn decode(
         let piece_range = pos..pos + n as u64;
         mixed |= nar.file.missing(piece_range.clone()) != std::slice::from_ref(&piece_range);
         match nar.file.write_at_generation(generation, &piece, pos) {
-            Ok(()) => nar.note_progress(),
+            Ok(()) => {
+                nar.record_arrival(pos, n);
+                nar.note_progress();
+            }
             Err(e) if cannot_keep(&e) => {
                 if kept {
                     tracing::warn!(path = %nar.path, error = %e, "served without being kept");

@@ -16,6 +16,7 @@ use crate::{
     content::{ContentError, Extents},
     nix::TrustedKeys,
     store::{Core, Event, Path, StoreError, book::ChunkPlace, settings::Verify},
+    trace,
     tree::{self, Tree},
 };
 
@@ -123,10 +124,8 @@ impl Core {
             return Ok(table(index));
         }
         let file = file_name(&source.url);
-        let asked = source
-            .substituter
-            .chunk_index(&file, self.open_deadline())
-            .await;
+        let ask = source.substituter.chunk_index(&file, self.open_deadline());
+        let asked = trace::on_behalf(nar.lane().as_str(), &nar.path, ask).await;
         let bytes = match asked {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Err(NoUse::Index(format!("{file} is announced, and not there"))),

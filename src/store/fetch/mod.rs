@@ -293,6 +293,13 @@ impl Nar {
         self.fetched_at.store(super::unix_now(), Relaxed);
     }
 
+    /// Bytes came from a cache, were unpacked and are on disk: for the record, if there is one.
+    fn record_arrival(&self, at: u64, bytes: usize) {
+        if let Some(recorder) = crate::trace::recorder() {
+            recorder.arrived(self.hash.as_bytes(), at..at + bytes as u64);
+        }
+    }
+
     /// Answers everybody whose want is fulfilled by what is on disk now.
     fn answer_satisfied(&self) {
         let done: Vec<Waiter> = {

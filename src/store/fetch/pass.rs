@@ -14,6 +14,7 @@ use crate::{
     nix::Compression,
     store::{Core, Lane, StoreError, lanes::Transfer, settings::Verify},
     substituter::{Deadline, FetchError},
+    trace,
 };
 
 /// NARs below this are streamed even if they could be reached at random: their whole stream
@@ -170,13 +171,13 @@ impl Core {
             my_turn(nar, &mut transfer).await;
             tracing::debug!(path = %nar.path, lane = ?nar.lane(), offset, "opening");
             transfer.asks(source.substituter.name(), self.settings.read_timeout);
-            let opened = Segments::open(
+            let open = Segments::open(
                 source,
                 offset,
                 validator.clone(),
                 self.settings.read_timeout,
-            )
-            .await;
+            );
+            let opened = trace::on_behalf(nar.lane().as_str(), &nar.path, open).await;
             let error = match opened {
                 Err(error) => error,
                 Ok(mut body) => {
@@ -248,17 +249,17 @@ impl Core {
         runtime.spawn(async move {
             let mut tail = PROBE_TAIL;
             loop {
-                let (size, bytes) = match source
+                let ask = source
                     .substituter
-                    .nar_tail(&source.url, tail, self.open_deadline())
-                    .await
-                {
-                    Ok(found) => found,
-                    Err(error) => {
-                        tracing::debug!(path = %nar.path, %error, "no tail, no random access");
-                        return;
-                    }
-                };
+                    .nar_tail(&source.url, tail, self.open_deadline());
+                let (size, bytes) =
+                    match trace::on_behalf(nar.lane().as_str(), &nar.path, ask).await {
+                        Ok(found) => found,
+                        Err(error) => {
+                            tracing::debug!(path = %nar.path, %error, "no tail, no random access");
+                            return;
+                        }
+                    };
                 match codec::probe(source.compression, size, &bytes) {
                     Ok(Probe::Need { tail: more }) if more > tail => tail = more,
                     Ok(Probe::Table(table))
@@ -335,6 +336,7 @@ async fn next_chunk(
     // One call until it is done: the time of one that is dropped does not count as a stall, and
     // readers may come and go more often than a stall lasts.
     let ahead = transfer.may_go();
+    body.in_lane(nar.lane());
     let chunk = body.next(ahead, nar.lane() == Lane::Demand);
     let silence = tokio::time::sleep(FALLS_SILENT);
     tokio::pin!(chunk, silence);

@@ -22,6 +22,7 @@ use crate::{
     content::ContentError,
     store::{Core, Lane, StoreError, cannot_keep, lanes::Transfer},
     substituter::{FetchError, FetchFailure},
+    trace,
 };
 
 /// Requests begin and end on this grid, in bytes of the NAR: neighbours (the next files of a
@@ -340,15 +341,14 @@ impl Core {
     ) -> Result<Option<Bytes>, FetchError> {
         wait_turn(transfer, lane).await;
         transfer.asks(source.substituter.name(), self.settings.read_timeout);
-        let mut body = source
-            .substituter
-            .nar(
-                &source.url,
-                Some(packed.clone()),
-                None,
-                self.open_deadline(),
-            )
-            .await?;
+        let open = source.substituter.nar(
+            &source.url,
+            Some(packed.clone()),
+            None,
+            self.open_deadline(),
+        );
+        let asked_in = lane.borrow().as_str();
+        let mut body = trace::on_behalf(asked_in, &nar.path, open).await?;
         if body.start != packed.start || body.encoding.is_some() {
             source.set_no_ranges();
             return Ok(None);
@@ -356,6 +356,7 @@ impl Core {
         let mut bytes = Vec::with_capacity(wanted);
         while bytes.len() < wanted {
             wait_turn(transfer, lane).await;
+            body.in_lane(lane.borrow().as_str());
             let chunk = {
                 let next = body.next();
                 tokio::pin!(next);
@@ -387,6 +388,7 @@ impl Core {
     fn keep(&self, nar: &Nar, generation: u64, at: u64, bytes: Bytes) -> Outcome {
         match nar.file.write_at_generation(generation, &bytes, at) {
             Ok(()) => {
+                nar.record_arrival(at, bytes.len());
                 self.note_arrival(nar);
                 nar.answer_satisfied();
                 Ok(None)

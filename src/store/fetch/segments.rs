@@ -11,7 +11,11 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use super::Source;
-use crate::substituter::{Deadline, FetchError, NarBody};
+use crate::{
+    store::Lane,
+    substituter::{Deadline, FetchError, NarBody},
+    trace,
+};
 
 /// Files up to this are asked for in one go, in bytes: what stands in front of others is little, and a request more
 /// is a round trip more where the next segment comes late.
@@ -39,6 +43,8 @@ pub(super) struct Segments {
     validator: Option<String>,
     ahead: Option<JoinHandle<Result<NarBody, FetchError>>>,
     patience: std::time::Duration,
+    /// For whom it asks, in the record.
+    behalf: Option<trace::Behalf>,
 }
 
 impl Segments {
@@ -71,6 +77,7 @@ impl Segments {
             validator,
             ahead: None,
             patience,
+            behalf: trace::behalf(),
         };
         segments.look_at_body();
         Ok(segments)
@@ -79,6 +86,11 @@ impl Segments {
     /// Offset in the file of the first byte that came: 0 if the server knows no ranges.
     pub fn start(&self) -> u64 {
         self.body.start
+    }
+
+    /// What comes now is fetched in this lane.
+    pub fn in_lane(&mut self, lane: Lane) {
+        self.body.in_lane(lane.as_str());
     }
 
     /// What tells this very file from another under the same name.
@@ -186,10 +198,10 @@ impl Segments {
         };
         let (source, validator) = (self.source.clone(), self.validator.clone());
         let (range, patience) = (start..start + self.size, self.patience);
+        let behalf = self.behalf.clone();
         self.ahead = Some(tokio::spawn(async move {
-            source
-                .open(range, validator, Deadline::after(patience))
-                .await
+            let open = source.open(range, validator, Deadline::after(patience));
+            trace::carry_on(behalf, open).await
         }));
     }
 }
