@@ -304,10 +304,10 @@ impl Core {
             _ => (Slot(db.slot_for(path, false).await?), false),
         };
         let now = unix_now();
-        let facts = if known {
-            db.facts(&path.hash())?
-        } else {
-            PathFacts::default()
+        let facts = match (known, &offer.facts) {
+            (true, Some(facts)) => facts.clone(),
+            (true, None) => db.facts(&path.hash())?,
+            (false, _) => PathFacts::default(),
         };
         if !known {
             let facts = PathFacts {

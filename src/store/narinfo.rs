@@ -16,7 +16,7 @@ use super::{Core, Lane, StoreError, single_flight::Urgency, unix_now};
 use crate::{
     chunks,
     codec::{self, CodecError},
-    content::NarinfoTtl,
+    content::{NarinfoTtl, PathFacts},
     nix::{MAX_NARINFO, NarInfo, StorePath, Trust},
     substituter::{Deadline, Document, FetchError, FetchFailure, Substituter},
     trace,
@@ -35,6 +35,8 @@ pub(super) struct Offer {
     pub chunks: bool,
     /// What to remember of its having been found to be trusted; none where only the cache is.
     pub trusted: Option<String>,
+    /// The path's facts, where they were looked up for this.
+    pub facts: Option<PathFacts>,
 }
 
 /// What one cache said.
@@ -82,13 +84,14 @@ impl Core {
         if kept.iter().all(|k| k.text.is_none()) {
             return Ok(None);
         }
-        let trusted = self.content.db().facts(&path.hash())?.trusted;
+        let facts = self.content.db().facts(&path.hash())?;
         for substituter in &self.caches.usable() {
             let of_this = kept.iter().filter(|k| k.substituter == substituter.name());
             for text in of_this.filter_map(|k| k.text.as_deref()) {
-                let answer = self.judge_narinfo(substituter, path, text, trusted.as_deref());
+                let answer = self.judge_narinfo(substituter, path, text, facts.trusted.as_deref());
                 if let Answer::Offer(offer) = answer {
-                    return Ok(Some(*offer));
+                    let facts = Some(facts);
+                    return Ok(Some(Offer { facts, ..*offer }));
                 }
             }
         }
@@ -280,6 +283,7 @@ impl Core {
             }),
             true => Answer::Offer(Box::new(Offer {
                 trusted: proven.then_some(judgement),
+                facts: None,
                 chunks: chunks::announced(&narinfo, &self.settings.keys),
                 narinfo,
                 substituter: substituter.clone(),

@@ -129,3 +129,78 @@ fn put(page: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a string can't fail.
     let _ = page.write_fmt(text);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::trace::document::{Ended, RequestRow, Totals, UpcallRow, VERSION};
+
+    fn upcall(at: f64, waited: bool) -> UpcallRow {
+        UpcallRow {
+            at,
+            end: at + at % 7.0,
+            what: "read".into(),
+            pid: 1,
+            path: "/nix/store/x/file".into(),
+            store_path: Some("x".into()),
+            offset: Some(0),
+            size: Some(4096),
+            waited,
+            outcome: "done".into(),
+        }
+    }
+
+    fn request(at: f64) -> RequestRow {
+        RequestRow {
+            at,
+            answered: Some(at),
+            first_byte: Some(at),
+            end: at + 1.0,
+            kind: "nar".into(),
+            cache: "c".into(),
+            address: "a".into(),
+            range: None,
+            store_path: None,
+            lanes: Vec::new(),
+            status: Some(200),
+            bytes: 1,
+            outcome: "done".into(),
+        }
+    }
+
+    #[test]
+    fn a_page_of_very_many_events_is_still_a_page() {
+        let document = Document {
+            format: "narfs-trace".into(),
+            version: VERSION,
+            narfs: "0".into(),
+            command: vec!["x".into()],
+            began: std::time::UNIX_EPOCH.into(),
+            cold: true,
+            milliseconds: 250_000.0,
+            ended: Ended {
+                status: Some(0),
+                signal: None,
+            },
+            time: Vec::new(),
+            totals: Totals::default(),
+            counters: Default::default(),
+            store_paths: Vec::new(),
+            files: Vec::new(),
+            requests: (0..50_000).map(|at| request(at.into())).collect(),
+            upcalls: (0..200_000)
+                .map(|at| upcall(at.into(), at % 4 == 0))
+                .collect(),
+        };
+        let page = render(&document);
+        assert!(page.len() < 16 << 20, "{}", page.len());
+        // The longest of those that waited, and of the requests in no lane.
+        assert_eq!(page.matches("<g class=\"bar ").count(), 2 * 2500);
+        assert!(page.contains("data-count=\"50000\" data-left-out=\"47500\""));
+        assert!(
+            page.contains("data-count=\"150000\""),
+            "the density of the rest"
+        );
+        assert!(page.contains("The first 2000 of 50000"));
+    }
+}
