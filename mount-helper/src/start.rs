@@ -17,7 +17,7 @@ use rustix::{
 
 use crate::{
     Failure, MountError,
-    device::{Kept, mount, raise_read_ahead},
+    device::{Kept, mount},
     exit,
     launch::{Launch, User},
     mountpoint::{check, mounted_by_narfs, unmount, unmount_dead},
@@ -268,9 +268,6 @@ fn mount_anew(options: &Options) -> Result<Kept, Failure> {
         // As above.
         let _ = unmount(mountpoint, true);
     })?;
-    if let Err(error) = raise_read_ahead(mountpoint) {
-        say(format_args!("read-ahead stays as it is: {error}"));
-    }
     Ok(kept)
 }
 

@@ -23,7 +23,7 @@ use rustix::{
 
 use crate::{
     Called, Failure, Status, control,
-    device::Kept,
+    device::{Kept, raise_read_ahead},
     launch::{Daemon, Launch},
     mountpoint::{mounted_by_narfs, unmount},
     notify::Manager,
@@ -271,6 +271,10 @@ impl Helper {
         self.prober.begin();
         if !std::mem::replace(&mut self.served, true) {
             self.open_control();
+            // Not before: the kernel sets it anew when the first daemon has answered its first question.
+            if let Err(error) = raise_read_ahead(&self.start.mountpoint) {
+                say(format_args!("read-ahead stays as it is: {error}"));
+            }
             self.announce();
         }
         say(format_args!(

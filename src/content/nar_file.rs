@@ -9,15 +9,12 @@ mod verify;
 use std::{
     fs::{File, OpenOptions},
     io,
-    num::NonZeroU64,
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
-
-use rustix::fs::Advice;
 
 use super::{
     Checkpoint, ContentError, Extents,
@@ -33,28 +30,6 @@ pub(super) use survey::Survey;
 
 /// Counts the lives of NAR files: never the same for two of them in one process.
 pub(super) type Generation = u64;
-
-/// A read of so many bytes is one of a series, in bytes: the kernel's read-ahead in front of it has grown that far.
-const LARGE_READ: u64 = 256 << 10;
-
-/// Bytes behind a large read that the disk is asked for at once. The kernel's own read-ahead on the file is 128 KiB
-/// by default, in pieces of which a read of 1 MiB would wait for one after the other.
-const DISK_AHEAD: u64 = 4 << 20;
-
-/// Asks the disk for a large read and what follows it.
-fn read_ahead(file: &File, range: &Range<u64>) {
-    let len = range.end - range.start;
-    if len < LARGE_READ {
-        return;
-    }
-    // Advice only: a refusal costs speed.
-    let _ = rustix::fs::fadvise(
-        file,
-        range.start,
-        NonZeroU64::new(len + DISK_AHEAD),
-        Advice::WillNeed,
-    );
-}
 
 /// Seconds between two notes of a NAR's last use.
 const USE_INTERVAL: u64 = 60;
@@ -218,10 +193,9 @@ impl NarFile {
                 };
                 (expected, (state.generation, state.removals))
             };
-            let read = self.open_existing(as_of.0, false).and_then(|file| {
-                read_ahead(&file, &range);
-                checked::read(&file, &expected, buf, offset)
-            });
+            let read = self
+                .open_existing(as_of.0, false)
+                .and_then(|file| checked::read(&file, &expected, buf, offset));
             {
                 let state = self.state();
                 if state.generation != as_of.0 {

@@ -143,3 +143,19 @@ fn in_the_foreground_it_stays_and_says_what_it_does() {
     );
     assert!(!is_mounted(&world.path()));
 }
+
+#[test]
+fn the_kernel_reads_ahead_as_far_as_it_is_told() {
+    let world = World::new();
+    let device = {
+        use std::os::unix::fs::MetadataExt;
+        world.mount("");
+        fs::metadata(world.path()).unwrap().dev()
+    };
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    // After the first daemon's answer, which sets it to the kernel's own 128.
+    let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    wait_until("it is raised", || {
+        fs::read_to_string(&knob).unwrap().trim() == "256"
+    });
+}

@@ -8,6 +8,7 @@ mod support;
 mod corpus;
 
 mod interrupted;
+mod lazy;
 mod nix;
 mod servers;
 mod world;

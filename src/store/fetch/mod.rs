@@ -25,6 +25,7 @@ mod on_disk;
 mod pass;
 mod pieces;
 mod retry;
+mod runs;
 mod segments;
 mod source;
 
@@ -72,6 +73,8 @@ pub(crate) struct Nar {
     verifying: tokio::sync::Mutex<()>,
     /// How often a small file of it had to be waited for.
     pub waits: AtomicU32,
+    /// How far readers that had to be waited for have come.
+    runs: Mutex<runs::Runs>,
     /// Held by the one that asks for the chunk index.
     indexing: tokio::sync::Mutex<()>,
     /// What was held against the chunk index on the disk, where nothing else may be read.
@@ -185,6 +188,7 @@ impl Nar {
             failing: AtomicBool::new(false),
             verifying: tokio::sync::Mutex::default(),
             waits: AtomicU32::new(0),
+            runs: Mutex::default(),
             indexing: tokio::sync::Mutex::default(),
             checked: Mutex::default(),
         }
@@ -247,6 +251,15 @@ impl Nar {
             Access::Blocks(table, _) => table.has_digests(),
             Access::Stream | Access::Ranges => false,
         }
+    }
+
+    /// How many bytes a reader passed without a jump before this read.
+    fn passed(&self, range: &Range<u64>) -> u64 {
+        let mut runs = self
+            .runs
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        runs.passed(range, |between| self.file.is_valid(between))
     }
 
     /// Whether a chunk index that somebody trusted signed says that its tree is right.

@@ -405,7 +405,10 @@ impl Core {
 
     /// Fetches on behind a reader that reads on: as much as lies in front of it without a gap.
     pub(crate) fn read_ahead(self: &Arc<Self>, nar: &Arc<Nar>, range: &Range<u64>, end: u64) {
-        let before = valid_before(nar, range.start);
+        let before = match nar.is_indexed() {
+            true => nar.passed(range),
+            false => valid_before(nar, range.start),
+        };
         if before < READS_ON {
             return;
         }

@@ -5,10 +5,12 @@ use std::ops::Range;
 use object::{
     Endianness,
     elf::{
-        DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, ELFCLASS32, ELFCLASS64, FileClass,
-        FileHeader32, FileHeader64, PF_W, PF_X, PT_DYNAMIC, PT_INTERP, PT_LOAD,
+        DT_FINI, DT_FINI_ARRAY, DT_FINI_ARRAYSZ, DT_INIT, DT_INIT_ARRAY, DT_INIT_ARRAYSZ,
+        DT_NEEDED, DT_RELA, DT_RELASZ, DT_RPATH, DT_RUNPATH, DT_STRTAB, ELFCLASS32, ELFCLASS64,
+        FileClass, FileHeader32, FileHeader64, PF_W, PF_X, PT_DYNAMIC, PT_INTERP, PT_LOAD,
     },
-    read::elf::{Dyn, FileHeader, ProgramHeader},
+    pod,
+    read::elf::{Dyn, FileHeader, ProgramHeader, Rela},
 };
 
 /// How every image begins.
@@ -21,6 +23,12 @@ const MAX_DYNAMIC: usize = 4096;
 /// Code at the beginning of the executed part that every load runs (`.init`, and what the
 /// compiler's start files put in front of `.text`), in bytes, with what stands between them.
 const INITIAL_CODE: u64 = 16 << 10;
+
+/// What is taken of a function that is run at the start or the end, in bytes: it is a few
+/// instructions, or it begins like this.
+const FUNCTION: u64 = 4 << 10;
+/// Functions of one image that are looked at. Large programs in C++ have thousands, next to each other.
+const MAX_FUNCTIONS: usize = 4096;
 
 /// The names in an image.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -76,6 +84,93 @@ fn parts<E: FileHeader<Endian = Endianness>>(beginning: &[u8]) -> Option<Vec<Ran
         };
         if wanted > 0 {
             parts.push(start..start.checked_add(wanted)?);
+        }
+    }
+    Some(parts)
+}
+
+/// Which code of an image is run by whoever loads it, and when it ends: `.init`, `.fini` and the
+/// functions in their arrays. `image` needs only the parts that are [`loaded`].
+///
+/// The last of them lie at the very end of the code, and without them a program that ends waits
+/// once for each library that it had.
+pub(super) fn run_by_loader(image: &[u8]) -> Vec<Range<u64>> {
+    let addresses = match image.get(CLASS).copied().map(FileClass) {
+        Some(ELFCLASS64) => functions::<FileHeader64<Endianness>>(image),
+        Some(ELFCLASS32) => functions::<FileHeader32<Endianness>>(image),
+        _ => None,
+    };
+    addresses.unwrap_or_default()
+}
+
+fn functions<E: FileHeader<Endian = Endianness>>(image: &[u8]) -> Option<Vec<Range<u64>>> {
+    let header = E::parse(image).ok()?;
+    let endian = header.endian().ok()?;
+    let segments = header.program_headers(endian, image).ok()?;
+    let entries = segments
+        .iter()
+        .find_map(|segment| segment.dynamic(endian, image).ok()?)?;
+    let entries = &entries[..entries.len().min(MAX_DYNAMIC)];
+    let value = |tag| -> Option<u64> {
+        let entry = entries.iter().find(|entry| entry.d_tag(endian) == tag)?;
+        Some(entry.d_val(endian).into())
+    };
+    let array = |at, size| Some(value(at)?..value(at)?.checked_add(value(size)?)?);
+    let arrays: Vec<Range<u64>> = [
+        array(DT_INIT_ARRAY, DT_INIT_ARRAYSZ),
+        array(DT_FINI_ARRAY, DT_FINI_ARRAYSZ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let bytes_at = |addresses: &Range<u64>| {
+        let start = usize::try_from(offset_of(segments, endian, addresses.start)?).ok()?;
+        let len = usize::try_from(addresses.end - addresses.start).ok()?;
+        image.get(start..start.checked_add(len)?)
+    };
+    let mut found: Vec<u64> = [DT_INIT, DT_FINI].into_iter().filter_map(value).collect();
+    // An image that can lie anywhere has their addresses in relocations, another one in the arrays.
+    if let (Some(start), Some(size)) = (value(DT_RELA), value(DT_RELASZ))
+        && let Some(table) = bytes_at(&(start..start.checked_add(size)?))
+    {
+        let count = table.len() / size_of::<E::Rela>();
+        let (relocations, _) = pod::slice_from_bytes::<E::Rela>(table, count).ok()?;
+        let of_arrays = relocations.iter().filter(|relocation| {
+            let place = relocation.r_offset(endian).into();
+            relocation.r_sym(endian, false) == 0 && arrays.iter().any(|a| a.contains(&place))
+        });
+        found.extend(
+            of_arrays
+                .take(MAX_FUNCTIONS)
+                .map(|relocation| Into::<i64>::into(relocation.r_addend(endian)) as u64),
+        );
+    }
+    let word = if header.is_type_64() { 8 } else { 4 };
+    for pointer in arrays
+        .iter()
+        .filter_map(bytes_at)
+        .flat_map(|array| array.chunks_exact(word))
+        .take(MAX_FUNCTIONS)
+    {
+        let mut padded = [0; 8];
+        padded[..word].copy_from_slice(pointer);
+        found.push(match endian {
+            Endianness::Little => u64::from_le_bytes(padded),
+            Endianness::Big => u64::from_be_bytes(padded) >> (64 - 8 * word as u32),
+        });
+    }
+    let mut code: Vec<u64> = found
+        .into_iter()
+        .filter(|address| *address != 0)
+        .filter_map(|address| offset_of(segments, endian, address))
+        .collect();
+    code.sort_unstable();
+    let mut parts: Vec<Range<u64>> = Vec::new();
+    for start in code {
+        let end = start.saturating_add(FUNCTION);
+        match parts.last_mut() {
+            Some(last) if start <= last.end => last.end = end,
+            _ => parts.push(start..end),
         }
     }
     Some(parts)
@@ -178,6 +273,20 @@ mod tests {
     }
 
     #[test]
+    fn the_code_that_the_loader_runs_is_found_in_what_it_reads() {
+        let image = std::fs::read("/proc/self/exe").unwrap();
+        let mut sparse = vec![0; image.len()];
+        for part in loaded(&image[..4096]).unwrap() {
+            let part = part.start as usize..part.end as usize;
+            sparse[part.clone()].copy_from_slice(&image[part]);
+        }
+        let parts = run_by_loader(&sparse);
+        assert_eq!(parts, run_by_loader(&image));
+        assert!(parts.len() >= 2, "{parts:?}");
+        assert!(parts.iter().all(|part| part.start < image.len() as u64));
+    }
+
+    #[test]
     fn damaged_images_are_refused_or_read_without_panic() {
         let image = std::fs::read("/proc/self/exe").unwrap();
         assert_eq!(needs(b""), None);
@@ -185,12 +294,14 @@ mod tests {
         for cut in [5, 16, 63, 64, 100, 500, 5000] {
             let _ = needs(&image[..cut]);
             let _ = loaded(&image[..cut]);
+            let _ = run_by_loader(&image[..cut]);
         }
         for at in 0..64 {
             let mut bad = image[..4096].to_vec();
             bad[at] ^= 0xff;
             let _ = needs(&bad);
             let _ = loaded(&bad);
+            let _ = run_by_loader(&bad);
         }
     }
 }

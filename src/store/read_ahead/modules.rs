@@ -42,7 +42,7 @@ impl Core {
         let (small, large): (Vec<_>, Vec<_>) = named
             .into_iter()
             .partition(|(path, _)| path.packed_size() <= SMALL_FILE);
-        tokio::join!(
+        let (_, ()) = tokio::join!(
             self.fetch_named(small, SMALL_FILE),
             self.fetch_likely(most_named(large), budget),
         );
