@@ -31,6 +31,10 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         _ => {}
     }
     let config = config::load(&Environment::of_process()?, &cli.settings.0)?;
+    let confined = match &cli.command {
+        Command::Daemon(args) => cli::daemon::confine(&config, args),
+        _ => None,
+    };
     cli::log::init(&config, cli.command.serves())?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -40,7 +44,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Mount(args) => cli::mount::run(&config, &cli.settings.0, args),
         Command::Demo(args) => cli::demo::run(&config, args),
         Command::KeepMount(args) => cli::keep_mount::run(args),
-        Command::Daemon(args) => cli::daemon::run(&config, args),
+        Command::Daemon(args) => cli::daemon::run(&config, args, confined),
         Command::Run(args) => cli::run::run(&config, &cli.settings.0, args),
         // Its arguments are not ours; handled above.
         Command::MountHelper(_) => Ok(()),

@@ -8,7 +8,7 @@ use std::{
         fd::OwnedFd,
         unix::{
             fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown, fchown},
-            process::{CommandExt, ExitStatusExt},
+            process::ExitStatusExt,
         },
     },
     path::{Path, PathBuf},
@@ -77,6 +77,7 @@ pub(crate) struct Launch {
     pub settings: Vec<OsString>,
     pub arguments: Vec<OsString>,
     pub state_dir: PathBuf,
+    pub mountpoint: PathBuf,
     pub user: Option<User>,
     /// Whether it is told to end when this process is killed.
     pub dies_with_us: bool,
@@ -195,14 +196,15 @@ impl Launch {
             let number = process::leave_open(descriptor)?;
             command.arg(format!("--{flag}-fd={number}"));
         }
+        command.arg("--served-at").arg(&self.mountpoint);
         command.args(&self.settings).args(&self.arguments);
         command.stdin(Stdio::null()).current_dir("/");
         notify::hide_from(&mut command);
         if let Some(user) = &self.user {
-            // Without other groups; and from root to another user all capabilities go.
-            command.gid(user.gid).uid(user.uid).env("HOME", &user.home);
+            command.env("HOME", &user.home);
         }
-        process::confine(&mut command, self.dies_with_us);
+        let ids = self.user.as_ref().map(|user| (user.uid, user.gid));
+        process::confine(&mut command, self.dies_with_us, ids);
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
         Ok(Daemon {

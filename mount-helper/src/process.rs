@@ -14,8 +14,14 @@ use std::{
 use rustix::{
     io::Errno,
     process::{Pid, Signal, set_parent_process_death_signal, setsid},
-    thread::set_no_new_privs,
+    thread::{
+        CapabilitySet, capabilities, clear_ambient_capability_set, set_capabilities,
+        set_no_new_privs,
+    },
 };
+
+/// More than there are: 41 in Linux 6.18, in a set of 64.
+const MAX_CAPABILITY: libc::c_ulong = 63;
 
 /// Takes over a descriptor that was left open for this process under this number.
 ///
@@ -58,11 +64,17 @@ fn unblock() -> io::Result<()> {
 }
 
 /// The daemon gets a session of its own, so that no terminal takes it along; it and what it starts
-/// never gain privileges. With `dies_with_us` it is told to end when this process is killed.
-pub(crate) fn confine(command: &mut Command, dies_with_us: bool) {
+/// have no capabilities, whoever they run as, and never gain privileges. With `ids`, user and group,
+/// it is somebody else, without further groups. With `dies_with_us` it is told to end when this
+/// process is killed.
+pub(crate) fn confine(command: &mut Command, dies_with_us: bool, ids: Option<(u32, u32)>) {
     let prepare = move || {
         unblock()?;
         setsid()?;
+        give_up_capabilities()?;
+        if let Some((user, group)) = ids {
+            become_user(user, group)?;
+        }
         set_no_new_privs(true)?;
         if dies_with_us {
             set_parent_process_death_signal(Some(Signal::TERM))?;
@@ -72,6 +84,40 @@ pub(crate) fn confine(command: &mut Command, dies_with_us: bool) {
     // SAFETY: between fork and exec only async-signal-safe functions may be called; these are
     // bare system calls, and nothing is allocated.
     unsafe { command.pre_exec(prepare) };
+}
+
+/// Takes all capabilities from the program that is run next: root gets those of the bounding set and
+/// the inheritable ones, anybody the ambient ones.
+fn give_up_capabilities() -> io::Result<()> {
+    for capability in 0..=MAX_CAPABILITY {
+        // SAFETY: numbers only.
+        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        match dropped {
+            0 => {}
+            // Past the last one; or this process may not, as in a container without `SETPCAP`, and
+            // the daemon keeps what a container leaves to root.
+            _ => break,
+        }
+    }
+    // Kernels before 4.3 have none.
+    let _ = clear_ambient_capability_set();
+    let mut own = capabilities(None)?;
+    own.inheritable = CapabilitySet::empty();
+    set_capabilities(None, own)?;
+    Ok(())
+}
+
+fn become_user(user: u32, group: u32) -> io::Result<()> {
+    // SAFETY: numbers, and an empty list.
+    let done = unsafe {
+        libc::setgroups(0, std::ptr::null()) == 0
+            && libc::setresgid(group, group, group) == 0
+            && libc::setresuid(user, user, user) == 0
+    };
+    match done {
+        true => Ok(()),
+        false => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The signals that end this process, as a descriptor to be read. They are blocked meanwhile, for

@@ -199,6 +199,7 @@ fn serve(
         settings,
         arguments: options.arguments.clone(),
         state_dir,
+        mountpoint: mountpoint.clone(),
         user,
         dies_with_us: manager.is_there(),
         logs: waits.is_some() || options.resume.is_some() && !options.foreground,

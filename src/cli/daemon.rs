@@ -5,7 +5,12 @@ use std::{os::fd::RawFd, path::PathBuf, time::Duration};
 use super::{Exit, Failure, parse::duration, parse_store_path};
 use crate::{
     config::Config,
-    daemon::{Serve, serve, spawn::inherited},
+    daemon::{
+        Serve,
+        confine::{self, Confined},
+        serve,
+        spawn::inherited,
+    },
     nix::StorePath,
 };
 
@@ -49,6 +54,10 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "FD", requires = "fuse_fd")]
     pub greeting_fd: Option<RawFd>,
 
+    /// Where --fuse-fd is mounted; asked whether it answers, by another process
+    #[arg(long, value_name = "MOUNTPOINT", requires = "fuse_fd")]
+    pub served_at: Option<PathBuf>,
+
     /// End after this time without a mount or a connection
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub idle_exit: Option<Duration>,
@@ -58,17 +67,29 @@ pub struct DaemonArgs {
     pub root: Vec<StorePath>,
 }
 
+/// Confines a daemon of the mount helper, if the settings do not say otherwise. Before the log is
+/// begun and this process has a second thread.
+pub fn confine(config: &Config, args: &DaemonArgs) -> Option<Confined> {
+    let of_helper = args.greeting_fd.is_some() && args.mountpoint.is_none();
+    (config.confine && of_helper).then(|| confine::confine(config, args.served_at.as_deref()))
+}
+
 /// Serves as the verb that started it wants.
 ///
 /// # Errors
 /// What kept it from serving; also told through `--ready-fd`.
-pub fn run(config: &Config, args: &DaemonArgs) -> Result<(), Failure> {
+pub fn run(config: &Config, args: &DaemonArgs, confined: Option<Confined>) -> Result<(), Failure> {
+    if let Some(confined) = &confined {
+        confined.tell();
+    }
     let what = Serve {
         mountpoint: args.mountpoint.clone(),
         ready: args.ready_fd.map(inherited).transpose()?,
         ready_plain: args.ready_plain,
         device: args.fuse_fd.map(inherited).transpose()?,
         greeting: args.greeting_fd.map(inherited).transpose()?,
+        served_at: args.served_at.clone(),
+        watched: confined.map(|confined| confined.watched),
         idle_exit: args.idle_exit,
         roots: args.root.clone(),
     };

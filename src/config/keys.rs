@@ -209,6 +209,10 @@ settings! {
     /// /etc/fuse.conf has user_allow_other.
     allow_other: AllowOther = "allow-other", "NARFS_ALLOW_OTHER", "allow-other", false, "auto";
 
+    /// Whether a daemon of the mount helper gives up whatever it does not need: files outside of its
+    /// state directory but those that it has to read, and system calls that it never makes.
+    confine: bool = "confine", "NARFS_CONFINE", "confine", false, "true";
+
     /// A loopback address on which metrics, readiness and what goes on can be asked for over HTTP,
     /// besides admin.sock in the state directory.
     metrics_listen: Listen = "metrics-listen", "NARFS_METRICS_LISTEN", "metrics-listen", false, "none";

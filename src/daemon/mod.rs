@@ -8,6 +8,7 @@
 //! server.rs    the socket              service.rs   what is answered, with a store at hand
 //! client.rs    the other end: a running daemon, or the store opened on the spot
 //! admin/       HTTP: metrics, readiness, what goes on
+//! confine/     what a daemon of the mount helper gives up
 //! socket.rs    a private socket that is made again when it vanishes
 //! hosted.rs    a daemon in a verb's own process (`narfs trace`)
 //! keeper.rs    a mount that outlives the process
@@ -20,6 +21,7 @@
 
 pub mod admin;
 pub mod client;
+pub mod confine;
 mod hosted;
 pub mod keeper;
 mod memory;

@@ -21,6 +21,7 @@ use tokio::{
 use super::{
     Terms,
     admin::{Admin, Check, Office},
+    confine::Watched,
     memory, open_store, runtime,
     server::Server,
 };
@@ -51,6 +52,10 @@ pub struct Serve {
     pub device: Option<OwnedFd>,
     /// With it, if it is kept beyond this process: the kernel's greeting.
     pub greeting: Option<OwnedFd>,
+    /// Where `device` is mounted, if that is known.
+    pub served_at: Option<PathBuf>,
+    /// Files that only the next daemon can read once they are replaced.
+    pub watched: Option<Watched>,
     /// End after so long without a mount or a client.
     pub idle_exit: Option<Duration>,
     /// Paths to admit with their closures, and to collect last.
@@ -64,6 +69,8 @@ pub(crate) enum Signal {
     MountEnded,
     /// A client asked the daemon to end.
     Stop,
+    /// A file was replaced that only the next daemon can read.
+    FileReplaced,
 }
 
 /// What clients and mounts share.
@@ -193,9 +200,14 @@ fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running
         };
         shared.adopt(mount.map_err(mount_failure)?);
     }
+    if let Some(watched) = what.watched.take() {
+        let signals = shared.signals.clone();
+        watched.watch(move || signals.send(Signal::FileReplaced).is_ok());
+    }
+    let mounts = what.mountpoint.iter().chain(&what.served_at);
     let office = Office {
         shared: shared.clone(),
-        checks: what.mountpoint.iter().cloned().map(Check::Mount).collect(),
+        checks: mounts.cloned().map(Check::Mount).collect(),
         sources: Vec::new(),
     };
     let running = Running {
@@ -273,6 +285,7 @@ impl Running {
                 _ = interrupt.recv() => return Ok("SIGINT"),
                 told = self.signals.recv() => match told {
                     Some(Signal::Stop) | None => return Ok("asked to"),
+                    Some(Signal::FileReplaced) => return Ok("the next one reads a file that was replaced"),
                     Some(Signal::MountEnded)
                         if (self.mountpoint.is_some() || self.kept) && self.mounts() == 0 =>
                     {

@@ -295,7 +295,7 @@ impl Running {
                     Some(Signal::MountEnded) if !fuse::mounted_by_narfs(&self.mountpoint) => {
                         return "unmounted";
                     }
-                    Some(Signal::MountEnded) => {}
+                    Some(Signal::MountEnded | Signal::FileReplaced) => {}
                 },
                 _ = tick.tick() => activity.look(&self.shared.store),
             }

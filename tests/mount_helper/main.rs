@@ -4,12 +4,16 @@
 //! No reader may see an error, a wrong byte or another inode number because of what happens to a
 //! daemon, but where it is said so: while none can be started at all, and when the mount is ended.
 
+#[path = "../support/admin.rs"]
+mod admin;
 mod calls;
+mod confined;
 mod ends;
 mod faults;
 #[path = "../support/hangs.rs"]
 mod hangs;
 mod kills;
+mod listings;
 #[path = "../support/mounted.rs"]
 mod mounted;
 mod privilege;

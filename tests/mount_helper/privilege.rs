@@ -37,10 +37,16 @@ fn a_daemon_of_an_ordinary_user_serves_everybody_and_has_no_capability() {
                 "CapPrm:",
                 "CapEff:",
                 "CapAmb:",
+                "CapInh:",
+                "CapBnd:",
                 "NoNewPrivs:",
+                "Seccomp:",
             ],
         );
-        assert_eq!(have, [&*ids, &*ids, "", none, none, none, "1"]);
+        assert_eq!(
+            have,
+            [&*ids, &*ids, "", none, none, none, none, none, "1", "2"]
+        );
     };
     let daemon = world.daemon();
     check(daemon);
@@ -66,11 +72,19 @@ fn a_daemon_of_an_ordinary_user_serves_everybody_and_has_no_capability() {
 }
 
 #[test]
-fn a_daemon_of_root_gains_no_further_privilege() {
+fn a_daemon_of_root_has_no_capability_and_gains_none() {
     let world = World::new();
     world.mount("");
-    assert_eq!(
-        fields(world.daemon(), &["Uid:", "NoNewPrivs:"]),
-        ["0 0 0 0", "1"]
-    );
+    let none = "0000000000000000";
+    let names = [
+        "Uid:",
+        "CapPrm:",
+        "CapEff:",
+        "CapBnd:",
+        "CapInh:",
+        "NoNewPrivs:",
+        "Seccomp:",
+    ];
+    let have = fields(world.daemon(), &names);
+    assert_eq!(have, ["0 0 0 0", none, none, none, none, "1", "2"]);
 }
