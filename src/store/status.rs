@@ -35,6 +35,9 @@ pub const SUFFIX: &str = ".json";
 /// put together out of two reads.
 pub const DOCUMENT_SIZE: usize = 4096;
 
+/// So many paths are looked at without a second thread.
+const LEAST_SHARE: usize = 64;
+
 /// Sums over store paths.
 #[derive(Default)]
 struct Totals {
@@ -78,13 +81,22 @@ impl Store {
     /// The status of every path that is known here, by name, and the totals over them. Local
     /// only: paths of earlier runs are looked up in the state directory, and not loaded.
     pub fn whole_status(&self) -> (Summary, Vec<PathStatus>) {
-        let mut all: Vec<_> = self
-            .0
-            .paths
-            .slots()
-            .iter()
-            .filter_map(|(_, e)| self.0.slot_status(e))
-            .collect();
+        let slots = self.0.paths.slots();
+        // Of paths that nobody named yet, several files each tell: ten thousand take seconds one by one.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = slots.len().div_ceil(threads).max(LEAST_SHARE);
+        let mut all: Vec<_> = std::thread::scope(|scope| {
+            let look = |slots: &[(_, SlotEntry)]| -> Vec<_> {
+                let found = slots.iter().filter_map(|(_, e)| self.0.slot_status(e));
+                found.collect()
+            };
+            let shares = slots
+                .chunks(share)
+                .map(|slots| scope.spawn(move || look(slots)));
+            let shares: Vec<_> = shares.collect();
+            let done = shares.into_iter().filter_map(|share| share.join().ok());
+            done.flatten().collect()
+        });
         all.sort_by(|a, b| a.store_path.cmp(&b.store_path));
         let mut counts = StateCounts::default();
         all.iter().for_each(|path| counts.add(path.state));

@@ -1,6 +1,6 @@
 //! Daemons that can't be started, and other versions in their place.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::FileExt, path::Path};
 
 use rustix::process::Signal;
 
@@ -107,4 +107,39 @@ fn what_is_no_program_is_not_upgraded_to() {
     let nobody = World::new();
     let output = output(nobody.narfs(&["upgrade"]));
     assert_eq!(output.status.code(), Some(6));
+}
+
+#[test]
+fn the_daemon_repairs_what_the_disk_damaged_while_it_serves() {
+    let world = World::new();
+    world.mount("");
+    let daemon = world.daemon();
+    let path = world.packages[2].path.absolute();
+    run(world.narfs(&["prefetch", "-q", &path]));
+    let content = fs::read_dir(world.state_dir().join("content")).unwrap();
+    let nars = content.map(|entry| entry.unwrap().path());
+    let nars: Vec<_> = nars
+        .filter(|path| path.extension().is_some_and(|kind| kind == "nar"))
+        .collect();
+    let [nar] = &nars[..] else { panic!("{nars:?}") };
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(nar)
+        .unwrap();
+    for at in [5_000, 400_000] {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[!byte[0]], at).unwrap();
+    }
+    let before = world.server.requests().len();
+    let said_so = run(world.narfs(&["check", "--repair"]));
+    assert!(said_so.starts_with("repaired\t"), "{said_so}");
+    assert!(world.server.requests().len() > before, "from nothing");
+    assert!(run(world.narfs(&["check"])).starts_with("sound\t"));
+    // Nobody has read it before, so these bytes come from the daemon.
+    let mut readers = world.readers(2);
+    readers.go_on(2);
+    readers.end();
+    assert_eq!(world.daemon(), daemon, "it served all the time");
 }
