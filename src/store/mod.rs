@@ -57,6 +57,7 @@ mod single_flight;
 mod status;
 mod upkeep;
 mod views;
+mod window;
 
 use std::{
     collections::HashMap,

@@ -342,14 +342,15 @@ impl Core {
             if let Some(done) = self.read_kept(path, entry, &range, &mut buf) {
                 return done.map(|()| buf);
             }
-            let (confirmed, delivered) = tokio::join!(
+            let (confirmed, delivered, ()) = tokio::join!(
                 self.confirm(path, entry, &nar),
-                self.ensure(&nar, self.want(&nar, range.clone()), Lane::Demand)
+                self.ensure(&nar, self.want(&nar, range.clone()), Lane::Demand),
+                // After the request for what is waited for, and not after its answer.
+                async { self.read_neighbours(&nar, path, entry) },
             );
             confirmed?;
             let delivered = delivered?;
             self.read_ahead(&nar, &range, file_end(path, entry));
-            self.read_neighbours(&nar, &range, file_size(path, entry));
             match delivered {
                 Delivered::Bytes(_) if path.is_replaced() => return Err(StoreError::NoNode),
                 Delivered::Bytes(bytes) => return Ok(bytes),
@@ -439,13 +440,6 @@ fn nar_range(
         Some(tree::Node::Directory { .. }) => Err(StoreError::IsADirectory),
         Some(tree::Node::Symlink { .. }) => Err(StoreError::WrongKind),
         None => Err(StoreError::NoNode),
-    }
-}
-
-fn file_size(path: &Path, entry: EntryIndex) -> u64 {
-    match path.tree.node(entry) {
-        Some(tree::Node::Regular { size, .. }) => size,
-        _ => 0,
     }
 }
 

@@ -6,5 +6,7 @@ mod inflight;
 pub mod lanes;
 #[path = "../../src/store/single_flight.rs"]
 pub mod single_flight;
+#[path = "../../src/store/window.rs"]
+mod window;
 
 pub use lanes::Lane;

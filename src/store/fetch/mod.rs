@@ -33,14 +33,14 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, oneshot};
 
-use super::{Core, Lane, Path, StoreError, settings::Verify};
+use super::{Core, Lane, Path, StoreError, read_ahead::Kinds, settings::Verify};
 use crate::{
     codec::BlockTable,
     content::NarFile,
@@ -71,8 +71,8 @@ pub(crate) struct Nar {
     pub failing: AtomicBool,
     /// Held by the one that hashes a NAR whose bytes came in pieces.
     verifying: tokio::sync::Mutex<()>,
-    /// How often a small file of it had to be waited for.
-    pub waits: AtomicU32,
+    /// Small files of it that had to be waited for.
+    pub(super) kinds: Kinds,
     /// How far readers that had to be waited for have come.
     runs: Mutex<runs::Runs>,
     /// Held by the one that asks for the chunk index.
@@ -187,7 +187,7 @@ impl Nar {
             fetched_at: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             verifying: tokio::sync::Mutex::default(),
-            waits: AtomicU32::new(0),
+            kinds: Kinds::default(),
             runs: Mutex::default(),
             indexing: tokio::sync::Mutex::default(),
             checked: Mutex::default(),

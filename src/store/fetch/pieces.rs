@@ -214,8 +214,6 @@ impl Core {
         range: &Range<u64>,
         lane: watch::Receiver<Lane>,
     ) -> Outcome {
-        let wanted = Some(range.end - range.start);
-        let mut transfer = self.lanes.enter(*lane.borrow(), &nar.path, wanted);
         let no_way = || Err(Arc::new(PieceError::NoRandomAccess));
         let failed = |e: StoreError| Err(Arc::new(PieceError::Failed(Arc::new(e))));
         let (sources, packed) = match access {
@@ -229,6 +227,8 @@ impl Core {
                 (vec![source.clone()], first.packed.start..last.packed.end)
             }
         };
+        let size = packed.end - packed.start;
+        let mut transfer = self.lanes.enter_piece(*lane.borrow(), &nar.path, size);
         let mut last_error = None;
         let mut failed_at = Vec::new();
         for source in sources {
@@ -418,6 +418,16 @@ impl Core {
 
     /// Fetches a part of a NAR that nobody waits for yet.
     pub(in crate::store) fn fetch_ahead(self: &Arc<Self>, nar: &Arc<Nar>, ahead: Range<u64>) {
+        self.fetch_in(nar, ahead, Lane::ReadAhead);
+    }
+
+    /// The same, in another lane.
+    pub(in crate::store) fn fetch_in(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        ahead: Range<u64>,
+        lane: Lane,
+    ) {
         if ahead.is_empty() || nar.file.is_valid(ahead.clone()) {
             return;
         }
@@ -426,11 +436,11 @@ impl Core {
                 let (core, nar) = (self.clone(), nar.clone());
                 self.runtime.spawn(async move {
                     core.copy_known(&nar, &table, &ahead).await;
-                    drop(core.request(&nar, &ahead, Lane::ReadAhead));
+                    drop(core.request(&nar, &ahead, lane));
                 });
             }
             // Started pieces run by themselves.
-            _ => drop(self.request(nar, &ahead, Lane::ReadAhead)),
+            _ => drop(self.request(nar, &ahead, lane)),
         }
     }
 

@@ -7,18 +7,22 @@
 //! fetched in the read-ahead lane, and so on for each of them. That is no guess: it is what the
 //! loader is about to open.
 //!
-//! What a program loads later by itself is in `modules.rs`.
+//! What a program loads later by itself is in `modules.rs`, and small files that it reads in
+//! `neighbours.rs`.
 
 mod elf;
 mod modules;
+mod neighbours;
 
 use std::{
     collections::{HashMap, HashSet},
     ops::Range,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use futures_util::future::join_all;
+
+pub(super) use neighbours::Kinds;
 
 use super::{
     Core, Lane, Path, Slot,
@@ -34,14 +38,11 @@ const LARGEST_IMAGE: u64 = 64 << 20;
 /// Most that is fetched of images beyond what their loader reads, for one program, in unpacked
 /// bytes: what a link of 200 Mbit/s brings in the time that a program needs to start.
 const MOST_OF_RESTS: u64 = 16 << 20;
-/// A file below this has neighbours in its chunk, in bytes.
-const SMALL_FILE: u64 = 128 << 10;
 /// Bytes of an image that tell which parts of it are loaded: its headers are within the first page.
 const BEGINNING: u64 = 64 << 10;
-/// How far around a small file its neighbours are fetched at first, in bytes of the NAR.
-const FIRST_REACH: u64 = 512 << 10;
-/// How often that is doubled: up to 8 MiB.
-const MOST_DOUBLED: u32 = 4;
+/// Images up to this are fetched whole, in bytes: what a loader does not read of them is less on
+/// the link than the round trips that asking by parts takes.
+const SMALL_IMAGE: u64 = 512 << 10;
 /// Links followed for one name; as many as the kernel follows.
 const MAX_LINKS: u32 = 40;
 /// Longest first line of a script, in bytes, as the kernel has it (`BINPRM_BUF_SIZE`).
@@ -80,36 +81,35 @@ impl Core {
         self.runtime.spawn(async move { core.follow(first).await });
     }
 
-    /// Fetches what a file names, and then what its modules name if it is a program.
+    /// Fetches what a file names, and what its modules name if it is a program.
     async fn follow(self: Arc<Self>, first: Target) {
-        let named = self.fetch_named(vec![first.clone()], u64::MAX).await;
-        self.fetch_rests(&first, named);
-        self.follow_modules(first).await;
+        let mut left = MOST_OF_RESTS;
+        // What is run is used more than anything that it names, and the link is idle while names are
+        // found in one image after the other. But what is loaded is asked for before the rest, and by itself.
+        let rest = async { self.fetch_rest(&first, Lane::Background, &mut left) };
+        tokio::join!(self.bring(&first.0, first.1, Lane::ReadAhead), rest);
+        let libraries = async {
+            for named in self.fetch_named(vec![first.clone()], u64::MAX).await {
+                self.fetch_rest(&named.target, Lane::ReadAhead, &mut left);
+            }
+        };
+        tokio::join!(libraries, self.follow_modules(first.clone()));
     }
 
-    /// Fetches the rests of images of which only what is loaded was fetched: of the first, which is
-    /// run, and of those that most others name. Up to a bound: of a program of many libraries most
-    /// use little of most.
-    fn fetch_rests(self: &Arc<Self>, first: &Target, named: Vec<Named>) {
-        let mut left = MOST_OF_RESTS;
-        let rests = std::iter::once(first).chain(named.iter().map(|named| &named.target));
-        for (path, entry) in rests {
-            let (Some(Node::Regular { size, offset, .. }), Ok(nar)) =
-                (path.tree.node(*entry), self.nar_of(path))
-            else {
-                continue;
-            };
-            let range = offset..offset + size;
-            let missing: u64 = nar
-                .file
-                .missing(range.clone())
-                .iter()
-                .map(|m| m.end - m.start)
-                .sum();
-            if nar.is_indexed() && missing <= left {
-                left -= missing;
-                self.fetch_ahead(&nar, range);
-            }
+    /// Fetches the rest of an image of which only what is loaded was fetched, if that is no more than
+    /// what is `left`: of a program of many libraries most use little of most.
+    fn fetch_rest(self: &Arc<Self>, (path, entry): &Target, lane: Lane, left: &mut u64) {
+        let (Some(Node::Regular { size, offset, .. }), Ok(nar)) =
+            (path.tree.node(*entry), self.nar_of(path))
+        else {
+            return;
+        };
+        let range = offset..offset + size;
+        let missing = nar.file.missing(range.clone());
+        let missing: u64 = missing.iter().map(|m| m.end - m.start).sum();
+        if nar.is_indexed() && missing <= *left {
+            *left -= missing;
+            self.fetch_in(&nar, range, lane);
         }
     }
 
@@ -219,7 +219,7 @@ impl Core {
             return None;
         };
         let nar = self.nar_of(path).ok()?;
-        if !nar.is_indexed() || size <= BEGINNING || size > LARGEST_IMAGE {
+        if !nar.is_indexed() || size <= SMALL_IMAGE || size > LARGEST_IMAGE {
             return None;
         }
         let beginning = self.part(&nar, offset, 0..BEGINNING, lane).await?;
@@ -256,19 +256,6 @@ impl Core {
         let range = offset + part.start..offset + part.end;
         let delivered = self.ensure(nar, Want::Bytes(range.clone()), lane).await;
         bytes_of(nar, range, delivered.ok()?)
-    }
-
-    /// Fetches what is around a small file that had to be waited for: programs that read many of
-    /// them read their neighbours, in whatever order. The more were waited for, the further.
-    pub(super) fn read_neighbours(self: &Arc<Self>, nar: &Arc<Nar>, range: &Range<u64>, size: u64) {
-        if size >= SMALL_FILE || !nar.is_proven() {
-            return;
-        }
-        let waits = nar.waits.fetch_add(1, Relaxed).min(MOST_DOUBLED);
-        let reach = FIRST_REACH << waits;
-        let before = range.start.saturating_sub(reach / 2);
-        let around = before..(range.end + reach).min(nar.size);
-        self.fetch_ahead(nar, around);
     }
 
     /// Has a file fetched in `lane`: its NAR, and where it lies in it.

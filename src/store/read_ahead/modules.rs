@@ -12,18 +12,23 @@
 //! link is idle while the program computes up to the first that it needs: a sixth of a start of
 //! python3.11 that imports its ssl and sqlite3.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use futures_util::{StreamExt, stream};
 
 use super::{Target, elf};
 use crate::{
-    store::{Core, Lane, Slot},
+    store::{
+        Core, Lane, Path, Slot,
+        fetch::{Nar, Want},
+    },
     tree::{EntryIndex, Node},
 };
 
 /// Modules above this are not looked into, in bytes: modules are small, and there may be many.
 const LARGEST_MODULE: u64 = 4 << 20;
+/// Modules that lie within so many bytes of their NAR are fetched in one, where they can be.
+const ALL_MODULES: u64 = 4 << 20;
 /// What comes in so many bytes is small: less than a link of 100 Mbit/s carries in a round trip
 /// of 20 ms.
 const SMALL_FILE: u64 = 128 << 10;
@@ -44,7 +49,7 @@ impl Core {
             .partition(|(path, _)| path.packed_size() <= SMALL_FILE);
         let (_, ()) = tokio::join!(
             self.fetch_named(small, SMALL_FILE),
-            self.fetch_likely(most_named(large), budget),
+            self.fetch_likely(most_named(large, |path| self.comes_alone(path)), budget),
         );
     }
 
@@ -52,9 +57,10 @@ impl Core {
     async fn fetch_likely(self: &Arc<Self>, targets: Vec<Target>, budget: u64) {
         let mut left = budget;
         let chosen = targets.into_iter().filter(|(path, entry)| {
-            let fits = path.packed_size() <= left;
+            let cost = self.packed_cost(path, *entry);
+            let fits = cost <= left;
             if fits && self.examined.first_time(path.slot, *entry) {
-                left -= path.packed_size();
+                left -= cost;
                 return true;
             }
             false
@@ -68,6 +74,44 @@ impl Core {
             .await;
     }
 
+    /// What it takes to have a file, packed, in bytes.
+    fn packed_cost(&self, path: &Arc<Path>, entry: EntryIndex) -> u64 {
+        let packed = path.packed_size();
+        match path.tree.node(entry) {
+            Some(Node::Regular { size, .. }) if self.comes_alone(path) => {
+                let part = u128::from(packed) * u128::from(size) / u128::from(path.nar_size.max(1));
+                u64::try_from(part).unwrap_or(packed)
+            }
+            _ => packed,
+        }
+    }
+
+    /// Whether a file of it can be had without what lies in front of it.
+    fn comes_alone(&self, path: &Arc<Path>) -> bool {
+        self.nar_of(path).is_ok_and(|nar| nar.is_indexed())
+    }
+
+    /// Fetches modules that lie side by side, if that is not too much; whether they are here.
+    async fn fetch_together(
+        self: &Arc<Self>,
+        nar: &Arc<Nar>,
+        path: &Path,
+        modules: &[EntryIndex],
+    ) -> bool {
+        let mut all: Option<Range<u64>> = None;
+        for module in modules {
+            if let Some(Node::Regular { size, offset, .. }) = path.tree.node(*module) {
+                let sofar = all.unwrap_or(offset..offset);
+                all = Some(sofar.start.min(offset)..sofar.end.max(offset + size));
+            }
+        }
+        let Some(all) = all.filter(|all| all.end - all.start <= ALL_MODULES) else {
+            return false;
+        };
+        let want = Want::Bytes(all);
+        self.ensure(nar, want, Lane::Background).await.is_ok()
+    }
+
     /// The files that the modules of a program name, as often as they are named. As each module comes.
     async fn named_by_modules(self: &Arc<Self>, (path, entry): Target) -> Vec<Target> {
         let mut found = Vec::new();
@@ -79,19 +123,15 @@ impl Core {
         let Ok(nar) = self.nar_of(&path) else {
             return found;
         };
-        // Where parts can be fetched apart, the modules that are used come when they are.
-        if !is_program || !nar.is_streamed() {
+        // Where each part costs a request, the modules that are used come when they are.
+        if !is_program || !(nar.is_streamed() || nar.is_indexed()) {
             return found;
         }
-        for module in (0..path.tree.len()).map(EntryIndex) {
-            let looked_into = match path.tree.node(module) {
-                Some(Node::Regular { size, .. }) => size <= LARGEST_MODULE,
-                _ => false,
-            };
-            let is_library = path.tree.name(module).windows(3).any(|part| part == b".so");
-            if !looked_into || !is_library {
-                continue;
-            }
+        let modules = modules(&path);
+        if nar.is_indexed() && !self.fetch_together(&nar, &path, &modules).await {
+            return found;
+        }
+        for module in modules {
             // Nobody waits for a module that may never be used.
             found.extend(
                 self.named_by((path.clone(), module), Lane::Background)
@@ -102,26 +142,42 @@ impl Core {
     }
 }
 
-/// One file of each store path (which is what comes with it), those first whose path is named
-/// most often; of these the smaller ones.
-fn most_named(targets: Vec<Target>) -> Vec<Target> {
+/// Libraries in a store path that are small enough to be looked into.
+fn modules(path: &Path) -> Vec<EntryIndex> {
+    let is_module = |entry: &EntryIndex| {
+        let is_small = match path.tree.node(*entry) {
+            Some(Node::Regular { size, .. }) => size <= LARGEST_MODULE,
+            _ => false,
+        };
+        is_small && path.tree.name(*entry).windows(3).any(|part| part == b".so")
+    };
+    (0..path.tree.len())
+        .map(EntryIndex)
+        .filter(is_module)
+        .collect()
+}
+
+/// Those first whose store path is named most often; of these the smaller ones. Of each store path
+/// one file that brings the others along, or each file where it comes alone.
+fn most_named(targets: Vec<Target>, comes_alone: impl Fn(&Arc<Path>) -> bool) -> Vec<Target> {
     let mut times: HashMap<Slot, usize> = HashMap::new();
-    for (path, _) in &targets {
-        *times.entry(path.slot).or_default() += 1;
-    }
-    let mut each: HashMap<Slot, Target> = HashMap::new();
+    let mut each: HashMap<(Slot, Option<EntryIndex>), Target> = HashMap::new();
     for target in targets {
+        let (path, entry) = &target;
+        *times.entry(path.slot).or_default() += 1;
+        let file = comes_alone(path).then_some(*entry);
         // The last file of a NAR in one stream brings all others along.
-        each.entry(target.0.slot)
-            .and_modify(|(_, entry)| *entry = (*entry).max(target.1))
-            .or_insert(target);
+        each.entry((path.slot, file))
+            .and_modify(|(_, last)| *last = (*last).max(*entry))
+            .or_insert(target.clone());
     }
     let mut each: Vec<Target> = each.into_values().collect();
-    each.sort_by_key(|(path, _)| {
+    each.sort_by_key(|(path, entry)| {
         (
             std::cmp::Reverse(times[&path.slot]),
             path.packed_size(),
             path.slot,
+            *entry,
         )
     });
     each
