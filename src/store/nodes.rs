@@ -346,7 +346,13 @@ impl Core {
                 self.confirm(path, entry, &nar),
                 self.ensure(&nar, self.want(&nar, range.clone()), Lane::Demand),
                 // After the request for what is waited for, and not after its answer.
-                async { self.read_neighbours(&nar, path, entry) },
+                async {
+                    self.read_index(&nar).await;
+                    self.read_neighbours(&nar, path, entry);
+                    if offset == 0 {
+                        self.read_program(path, entry);
+                    }
+                },
             );
             confirmed?;
             let delivered = delivered?;

@@ -81,11 +81,22 @@ impl Core {
         self.runtime.spawn(async move { core.follow(first).await });
     }
 
+    /// Fetches all of a program whose beginning has to be waited for, where it comes in chunks: what is
+    /// run is used more than anything that it names, and the link is idle while names are found.
+    pub(super) fn read_program(self: &Arc<Self>, path: &Arc<Path>, entry: EntryIndex) {
+        if let Some(Node::Regular {
+            executable: true, ..
+        }) = path.tree.node(entry)
+        {
+            let mut left = MOST_OF_RESTS;
+            self.fetch_rest(&(path.clone(), entry), Lane::Background, &mut left);
+        }
+    }
+
     /// Fetches what a file names, and what its modules name if it is a program.
     async fn follow(self: Arc<Self>, first: Target) {
         let mut left = MOST_OF_RESTS;
-        // What is run is used more than anything that it names, and the link is idle while names are
-        // found in one image after the other. But what is loaded is asked for before the rest, and by itself.
+        // What is loaded is asked for before the rest, and by itself.
         let rest = async { self.fetch_rest(&first, Lane::Background, &mut left) };
         tokio::join!(self.bring(&first.0, first.1, Lane::ReadAhead), rest);
         let libraries = async {
