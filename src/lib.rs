@@ -35,6 +35,7 @@ pub mod fuse;
 pub mod image;
 pub mod metrics;
 pub mod nix;
+pub mod profile;
 pub mod publish;
 pub mod snapshotter;
 pub mod store;

@@ -64,6 +64,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Gc(args) => cli::gc::run(&config, args),
         Command::Pin(args) => cli::pin::run(&config, args),
         Command::Unpin(args) => cli::pin::undo(&config, args),
+        Command::Profile(args) => cli::profile::run(&config, args),
         Command::ContainerdConfig(args) => cli::containerd_config::run(args),
         Command::ProbeMount(args) => cli::probe_mount::run(args),
         Command::Image(args) => cli::image::run(&config, args),

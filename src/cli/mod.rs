@@ -28,6 +28,7 @@ pub mod path_info;
 pub mod pin;
 pub mod prefetch;
 pub mod probe_mount;
+pub mod profile;
 pub mod publish;
 pub mod run;
 pub mod settings;
@@ -93,6 +94,7 @@ pub enum Command {
     Gc(gc::GcArgs),
     Pin(pin::PinArgs),
     Unpin(pin::UnpinArgs),
+    Profile(profile::ProfileArgs),
     Image(image::ImageArgs),
     Publish(Box<publish::PublishArgs>),
     Config(config::ConfigArgs),

@@ -19,6 +19,7 @@ use crate::{
         store_failure, substituter_at,
     },
     nix::{SigningKey, StorePath},
+    profile::Profile,
     publish::{
         self as work, LocalStore, Outcome, PublishError, Report, Settings, Size, State, Supplier,
         Target,
@@ -92,6 +93,11 @@ pub struct PublishArgs {
     #[arg(long, value_name = "STOREPATH", value_parser = parse_store_path)]
     pub since: Vec<StorePath>,
 
+    /// A file with what a start of one of the paths read, which readers will fetch first; see
+    /// `narfs profile export`. May be repeated
+    #[arg(long, value_name = "FILE")]
+    pub profile: Vec<PathBuf>,
+
     /// Paths that are worked on at a time [default: as many as there are processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
@@ -128,12 +134,29 @@ fn parse_size(text: &str) -> Result<u64, String> {
 /// Longest name of a key, in bytes: chunk indexes have one byte for its length.
 const LONGEST_KEY_NAME: usize = 255;
 
+/// The profiles in these files, each of one of the paths.
+fn profiles(files: &[PathBuf], roots: &[StorePath]) -> Result<Vec<Profile>, Failure> {
+    let one = |file: &PathBuf| {
+        let profile = super::profile::read(file)?;
+        match roots.contains(&profile.root) {
+            true => Ok(profile),
+            false => {
+                let (file, root) = (file.display(), profile.root.absolute());
+                let what = format!("{file} is the profile of {root}, which is not published");
+                Err(Failure::new(Exit::Usage, what).hint("name that path too"))
+            }
+        }
+    };
+    files.iter().map(one).collect()
+}
+
 /// Publishes.
 ///
 /// # Errors
 /// The first thing that could not be done, and how many others.
 pub fn run(config: &Config, args: &PublishArgs) -> Result<(), Failure> {
     let key = secret_key(&args.secret_key)?;
+    let profiles = profiles(&args.profile, &args.roots)?;
     let to = cache(config, &args.to, "--to")?;
     let mut config = config.clone();
     let local = local_store(&args.from);
@@ -168,6 +191,7 @@ pub fn run(config: &Config, args: &PublishArgs) -> Result<(), Failure> {
             from: &from,
             roots: &args.roots,
             earlier: &args.since,
+            profiles: &profiles,
             target,
             priority: args.priority,
             settings,

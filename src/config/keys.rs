@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    AllowOther, ByteSize, CacheConfig, Color, Listen, LogFormat, OpenMode, Origin, Quota, Secrets,
-    Threads, TimeToLive, TrustedKeyTexts, Verify,
+    AllowOther, ByteSize, CacheConfig, Color, Listen, LogFormat, OpenMode, Origin, Profiles, Quota,
+    Secrets, Threads, TimeToLive, TrustedKeyTexts, Verify,
     value::{BadValue, Context, Value},
 };
 
@@ -198,6 +198,10 @@ settings! {
     /// The most that is fetched ahead of a program that reads a file in sequence, where the cache
     /// allows byte ranges. 0 fetches nothing ahead.
     read_ahead: ByteSize = "read-ahead", "NARFS_READ_AHEAD", "read-ahead", false, "8MiB";
+
+    /// Whether what a start reads is recorded, and fetched at the next cold start before it asks; on
+    /// also takes the profiles that lie beside caches made for narfs, local does not.
+    profiles: Profiles = "profiles", "NARFS_PROFILES", "profiles", false, "on";
 
     /// Threads that take requests from the kernel; auto means two for each processor, 4 to 16.
     fuse_threads: Threads = "fuse-threads", "NARFS_FUSE_THREADS", "fuse-threads", false, "auto";

@@ -60,6 +60,18 @@ choice! {
 }
 
 choice! {
+    /// Where access profiles come from: what a start read, fetched at the next cold one before it asks.
+    Profiles {
+        /// Recorded here, and published beside the caches that are made for narfs.
+        On = "on",
+        /// Recorded here, or imported.
+        Local = "local",
+        /// Nothing is recorded, nothing fetched by a profile.
+        Off = "off",
+    }
+}
+
+choice! {
     /// How the kernel opens files.
     OpenMode {
         /// Without asking narfs: cheap opens, pages in the page cache.

@@ -9,7 +9,7 @@ use crate::{
     content::{ContentError, ContentStore, Limits, OpenOptions},
     failure::{Exit, Failure},
     nix::TrustedKeys,
-    store::{Settings, Store, Verify},
+    store::{Profiles, Settings, Store, Verify},
     substituter::{
         HttpOptions, RetryPolicy, Substituter, SubstituterConfig, SubstituterError, Transport,
     },
@@ -92,6 +92,11 @@ fn settings(config: &Config) -> Result<Settings, Failure> {
         connections: config.connections as usize,
         hedge_after: default.hedge_after,
         read_ahead: config.read_ahead.0,
+        profiles: match config.profiles {
+            config::Profiles::On => Profiles::On,
+            config::Profiles::Local => Profiles::Local,
+            config::Profiles::Off => Profiles::Off,
+        },
         limits: limits(config),
         scrub_rate: config.scrub_rate.0,
     })

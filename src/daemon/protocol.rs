@@ -81,6 +81,23 @@ pub enum Request {
     },
     /// What is pinned?
     Pins,
+    /// Which access profiles are kept?
+    Profiles,
+    /// The access profile of this path.
+    Profile {
+        /// Base name of a store path.
+        path: String,
+    },
+    /// Keep this access profile.
+    KeepProfile {
+        /// Its text.
+        text: String,
+    },
+    /// Forget the access profiles of these paths.
+    ForgetProfiles {
+        /// Base names of store paths.
+        paths: Vec<String>,
+    },
     /// End.
     Stop,
 }
@@ -124,6 +141,16 @@ pub enum Reply {
         /// In order.
         pins: Vec<Pin>,
     },
+    /// Which access profiles are kept.
+    Profiles {
+        /// In order.
+        profiles: Vec<ProfileInfo>,
+    },
+    /// An access profile.
+    Profile {
+        /// Its text.
+        text: String,
+    },
     /// Done.
     Done,
     /// It did not work.
@@ -154,6 +181,9 @@ impl Request {
                 | Self::Gc { .. }
                 | Self::Unpin { .. }
                 | Self::Pins
+                | Self::Profiles
+                | Self::Profile { .. }
+                | Self::ForgetProfiles { .. }
         )
     }
 }
@@ -222,6 +252,20 @@ pub struct Pin {
     pub closure: u64,
     /// Bytes of disk that are taken by what is kept of them.
     pub kept: u64,
+}
+
+/// An access profile that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProfileInfo {
+    /// The program's store path, absolute.
+    pub store_path: String,
+    /// Store paths that its start reads.
+    pub paths: u64,
+    /// Parts of them.
+    pub parts: u64,
+    /// Bytes of their NARs.
+    pub bytes: u64,
 }
 
 /// One NAR of [`Collected`].

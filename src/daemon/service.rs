@@ -10,13 +10,14 @@ use std::{
 use futures_util::{StreamExt, stream};
 
 use super::{
-    protocol::{Collected, CollectedNar, Pin, Reply, Request},
+    protocol::{Collected, CollectedNar, Pin, ProfileInfo, Reply, Request},
     serve::store_failure,
 };
 use crate::{
     cli::{Exit, Failure, output::human},
     content::{EvictGoal, Limits},
     nix::StorePath,
+    profile::Profile,
     store::{Condition, Lane, Path, Store, StoreError},
 };
 
@@ -50,6 +51,10 @@ pub(super) fn handle(store: &Store, request: Request, say: Say<'_>) -> io::Resul
         Request::Pin { paths } => pin(store, &paths),
         Request::Unpin { paths } => unpin(store, &paths),
         Request::Pins => pins(store),
+        Request::Profiles => profiles(store),
+        Request::Profile { path } => profile(store, &path),
+        Request::KeepProfile { text } => keep_profile(store, &text),
+        Request::ForgetProfiles { paths } => forget_profiles(store, &paths),
         Request::Info | Request::Attach | Request::Stop => Ok(Reply::Refused {
             message: "no daemon runs for this state directory".into(),
         }),
@@ -277,6 +282,60 @@ fn pins(store: &Store) -> Result<Reply, Failure> {
     Ok(Reply::Pins {
         pins: pins.collect::<Result<_, Failure>>()?,
     })
+}
+
+fn profiles(store: &Store) -> Result<Reply, Failure> {
+    let info = |profile: Profile| {
+        let (paths, parts, bytes) = profile.extent();
+        ProfileInfo {
+            store_path: profile.root.absolute(),
+            paths,
+            parts,
+            bytes,
+        }
+    };
+    let profiles = store.profiles().map_err(|e| store_failure(&e))?;
+    Ok(Reply::Profiles {
+        profiles: profiles.into_iter().map(info).collect(),
+    })
+}
+
+fn profile(store: &Store, path: &str) -> Result<Reply, Failure> {
+    let path = parse(&[path.to_owned()])?.remove(0);
+    match store.profile(&path.hash()).map_err(|e| store_failure(&e))? {
+        Some(profile) => Ok(Reply::Profile {
+            text: profile.text(),
+        }),
+        None => Err(no_profile(&path)),
+    }
+}
+
+fn no_profile(path: &StorePath) -> Failure {
+    let what = format!("{}: no access profile is kept", path.absolute());
+    Failure::new(Exit::NotFound, what)
+        .hint("one is recorded when its program is started and nothing of it was here before")
+}
+
+fn keep_profile(store: &Store, text: &str) -> Result<Reply, Failure> {
+    let profile =
+        Profile::parse(text.as_bytes()).map_err(|e| Failure::from_error(Exit::Usage, &e))?;
+    store
+        .keep_profile(&profile)
+        .map_err(|e| store_failure(&e))?;
+    Ok(Reply::Done)
+}
+
+fn forget_profiles(store: &Store, paths: &[String]) -> Result<Reply, Failure> {
+    let mut missing = None;
+    for path in parse(paths)? {
+        if !store.forget_profile(&path).map_err(|e| store_failure(&e))? {
+            missing.get_or_insert(path);
+        }
+    }
+    match missing {
+        None => Ok(Reply::Done),
+        Some(path) => Err(no_profile(&path)),
+    }
 }
 
 fn collect(

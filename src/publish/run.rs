@@ -24,6 +24,7 @@ use super::{
 use crate::{
     chunks::{ChunkDigest, ChunkIndex},
     nix::{Compression, NarHash, StorePath, StorePathHash},
+    profile::Profile,
     tree,
 };
 
@@ -113,6 +114,8 @@ pub struct Request<'a> {
     pub roots: &'a [StorePath],
     /// Paths of the cache that its readers have already: chunks of their closures count as shared.
     pub earlier: &'a [StorePath],
+    /// What starts of some of the paths read: to lie beside their narinfos.
+    pub profiles: &'a [Profile],
     /// The cache.
     pub target: Target,
     /// Its priority, if it is made now.
@@ -135,6 +138,7 @@ pub async fn publish(
         from,
         roots,
         earlier,
+        profiles,
         target,
         priority,
         settings,
@@ -181,6 +185,13 @@ pub async fn publish(
         }
     }
     tell(&shared.progress(&order));
+    // Only beside what is there.
+    let there = profiles
+        .iter()
+        .filter(|profile| matches!(outcomes.get(&profile.root.hash()), Some(Ok(_))));
+    for profile in there.filter(|_| !shared.settings.dry_run) {
+        shared.target.put_profile(profile).await?;
+    }
     let report = |path: StorePath| {
         let died = || Err(PublishError::Died { path: path.clone() });
         PathReport {

@@ -7,6 +7,7 @@ use crate::{
     chunks::{ChunkIndex, announce, announced, file_name},
     codec,
     nix::{CacheInfo, MAX_NARINFO, NarInfo, STORE_DIR, SigningKey, StorePath, TrustedKeys},
+    profile::{self, Profile},
     substituter::{Deadline, FetchError, Label, Substituter, Upload},
     tree::{Tree, to_listing_with_offsets},
 };
@@ -29,6 +30,10 @@ const LISTING: Label = Label {
 };
 const CACHE_INFO: Label = Label {
     kind: "text/x-nix-cache-info",
+    encoding: None,
+};
+const PROFILE: Label = Label {
+    kind: "application/json",
     encoding: None,
 };
 const CHUNKS: Label = Label {
@@ -112,6 +117,17 @@ impl Target {
                 put.map_err(PublishError::Cache)
             }
         }
+    }
+
+    /// Writes the profile of a path beside its narinfo, in the place of another.
+    pub(super) async fn put_profile(&self, profile: &Profile) -> Result<(), PublishError> {
+        let file = profile::file_name(&profile.root.hash());
+        let text = Upload::Bytes(profile.text().into_bytes().into());
+        let put = self.cache.put(&file, &text, PROFILE).await;
+        put.map_err(|error| PublishError::Target {
+            path: profile.root.clone(),
+            error,
+        })
     }
 
     /// What the cache has of a path.

@@ -357,6 +357,7 @@ impl Core {
         if !path.touch() || path.references.iter().all(|r| *r == path.store_path) {
             return;
         }
+        self.start_begins(path);
         let (core, path) = (self.clone(), path.clone());
         self.runtime.spawn(async move {
             // Whoever touched it reads it next: the connection that is open is for him.

@@ -47,6 +47,7 @@ mod narinfo;
 mod nodes;
 mod own_nodes;
 mod path;
+mod profiles;
 mod read_ahead;
 mod recent;
 mod room;
@@ -93,6 +94,7 @@ pub use lanes::Lane;
 pub use metrics::METRICS;
 pub use nodes::{Attr, Found, Kind, Lasts, Step};
 pub use path::{LastError, Path};
+pub use profiles::Profiles;
 pub use settings::{Settings, Verify};
 pub use views::{ViewContents, ViewName, ViewNameError};
 
@@ -162,6 +164,8 @@ pub(crate) struct Core {
     /// The first path of an empty store was named: see `only_cache_of_an_empty_store`.
     first_named: AtomicBool,
     examined: Examined,
+    recordings: profiles::Recordings,
+    guides: profiles::Guides,
     nars: Mutex<HashMap<NarHash, Weak<Nar>>>,
     /// Which chunks are here, or were.
     book: ChunkBook,
@@ -212,6 +216,8 @@ impl Store {
             admissions: Admissions::default(),
             first_named: AtomicBool::new(false),
             examined: Examined::default(),
+            recordings: profiles::Recordings::default(),
+            guides: profiles::Guides::default(),
             nars: Mutex::default(),
             book: ChunkBook::default(),
             small: Semaphore::new(connections),

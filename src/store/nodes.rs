@@ -156,6 +156,7 @@ impl Store {
                     Ok(range) => range,
                     Err(error) => return Some(Err(error)),
                 };
+                self.0.recordings.note(slot, &range);
                 let done = self.0.read_kept(&path, entry, &range, buf)?;
                 if offset == 0 && done.is_ok() {
                     self.0.examine(&path, entry, buf);
@@ -348,6 +349,9 @@ impl Core {
                 // After the request for what is waited for, and not after its answer.
                 async {
                     self.read_index(&nar).await;
+                    if self.guides.guides_wait(path.slot, &range) {
+                        return;
+                    }
                     self.read_neighbours(&nar, path, entry);
                     if offset == 0 {
                         self.read_program(path, entry);
@@ -356,7 +360,9 @@ impl Core {
             );
             confirmed?;
             let delivered = delivered?;
-            self.read_ahead(&nar, &range, file_end(path, entry));
+            if !self.guides.guides(path.slot) {
+                self.read_ahead(&nar, &range, file_end(path, entry));
+            }
             match delivered {
                 Delivered::Bytes(_) if path.is_replaced() => return Err(StoreError::NoNode),
                 Delivered::Bytes(bytes) => return Ok(bytes),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::profiles::Profiles;
 use crate::{content::Limits, nix::TrustedKeys};
 
 /// When a reader gets bytes.
@@ -42,6 +43,8 @@ pub struct Settings {
     pub hedge_after: Duration,
     /// Most that is fetched ahead of a sequential reader where ranges are served, in bytes.
     pub read_ahead: u64,
+    /// Where profiles come from.
+    pub profiles: Profiles,
     /// Most that is kept.
     pub limits: Limits,
     /// Bytes a second that are looked through in the background for what the disk changed; 0 for none.
@@ -63,6 +66,7 @@ impl Default for Settings {
             connections: 25,
             hedge_after: Duration::from_secs(1),
             read_ahead: 8 << 20,
+            profiles: Profiles::default(),
             limits: Limits::default(),
             scrub_rate: 0,
         }

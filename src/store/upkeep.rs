@@ -46,12 +46,14 @@ impl Store {
         Ok(self.0.content.db().put_root(name, paths).wait()?)
     }
 
-    /// Makes durable what was fetched.
+    /// Makes durable what was fetched, and ends what is recorded.
     ///
     /// # Errors
     /// When it can't be written.
     pub fn flush(&self) -> Result<(), StoreError> {
-        Ok(self.0.content.flush()?)
+        let recorded = self.end_recordings();
+        self.0.content.flush()?;
+        recorded
     }
 
     /// Store paths by the hash of their NAR: all that this state directory ever knew. Local only.

@@ -324,6 +324,24 @@ impl Substituter {
         tail.map_err(|failure| self.fail(failure, url))
     }
 
+    /// A file that may lie beside the narinfos, of at most `limit` bytes; `None` if it does not.
+    pub async fn file_beside(
+        &self,
+        file: String,
+        limit: u64,
+        deadline: Deadline,
+    ) -> Result<Option<Vec<u8>>, FetchError> {
+        let small = Small {
+            file,
+            limit,
+            accept_encoding: AS_IT_IS,
+            text: false,
+            introduces: false,
+        };
+        let document = self.small(small, deadline).await?;
+        Ok(document.map(|document| document.bytes))
+    }
+
     /// The chunk index at `file`; `None` if the cache has none.
     pub async fn chunk_index(
         &self,

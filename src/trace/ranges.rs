@@ -23,6 +23,22 @@ impl Ranges {
         self.0.insert(start, end);
     }
 
+    /// The parts of a range that do not belong to it.
+    pub fn missing(&self, of: Range<u64>) -> Vec<Range<u64>> {
+        let (mut missing, mut from) = (Vec::new(), of.start);
+        let before = self.0.range(..of.start).next_back();
+        for (&start, &end) in before.into_iter().chain(self.0.range(of.clone())) {
+            if start > from {
+                missing.push(from..start);
+            }
+            from = from.max(end);
+        }
+        if from < of.end {
+            missing.push(from..of.end);
+        }
+        missing
+    }
+
     /// How many bytes they are.
     pub fn len(&self) -> u64 {
         self.0.iter().map(|(from, to)| to - from).sum()
@@ -79,6 +95,18 @@ mod tests {
             let count = |part: &[bool]| part.iter().filter(|set| **set).count() as u64;
             assert_eq!(ranges.len(), count(&map));
             assert_eq!(ranges.len_within(40..90), count(&map[40..90]));
+            let mut missing = [true; 256];
+            missing[..40].fill(false);
+            missing[90..].fill(false);
+            for part in ranges.missing(40..90) {
+                assert!(
+                    missing[part.start as usize..part.end as usize]
+                        .iter()
+                        .all(|m| *m)
+                );
+                missing[part.start as usize..part.end as usize].fill(false);
+            }
+            assert!((40..90).all(|at| missing[at] == map[at]));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A program started from a published cache: real python from real NARs, by the chunk.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use crate::{
     corpus,
@@ -33,6 +33,36 @@ fn bytes(request: &Request, whole: impl FnOnce() -> u64) -> u64 {
     number(to) - number(from) + 1
 }
 
+/// Starts python from the published cache that `server` serves, with a state directory of this name.
+pub fn started(place: &Place, server: &Server, state: &str, more: &[&str]) {
+    let mut python: Command = place.command(&["--cache", &server.base(), "--trusted-key"]);
+    python
+        .arg(place.key.public())
+        .arg("--state-dir")
+        .arg(place.path(state));
+    python.args(more).arg("run");
+    python.arg(corpus::store_path("python3.11").join("bin/python3.11"));
+    python.args(["-I", "-c", SCRIPT]);
+    let output = python.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert_eq!(output.stdout, b"imported\n", "{errors}");
+}
+
+/// How many requests for (parts of) NARs came, and the bytes that they brought.
+pub fn of_nars(server: &Server, cache: &Path) -> (usize, u64) {
+    let requests = server.requests();
+    let of_nars: Vec<_> = requests
+        .iter()
+        .filter(|request| request.path.starts_with("/nar/") && !request.path.ends_with(".chunks"))
+        .collect();
+    let sizes = of_nars.iter().map(|request| {
+        let file = cache.join(request.path.trim_start_matches('/'));
+        bytes(request, || fs::metadata(file).unwrap().len())
+    });
+    (of_nars.len(), sizes.sum())
+}
+
 #[test]
 fn python_starts_with_few_requests_and_the_chunks_that_it_needs() {
     let place = Place::new();
@@ -49,29 +79,8 @@ fn python_starts_with_few_requests_and_the_chunks_that_it_needs() {
     );
     let server = Server::start();
     server.directory(&cache);
-    let mut python: Command = place.command(&["--cache", &server.base(), "--trusted-key"]);
-    python.arg(place.key.public());
-    python.args([
-        "--state-dir",
-        &place.path("state").display().to_string(),
-        "run",
-    ]);
-    python.arg(root.join("bin/python3.11"));
-    python.args(["-I", "-c", SCRIPT]);
-    let output = python.output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    assert_eq!(output.stdout, b"imported\n", "{errors}");
-    let requests = server.requests();
-    let of_nars: Vec<_> = requests
-        .iter()
-        .filter(|request| request.path.starts_with("/nar/") && !request.path.ends_with(".chunks"))
-        .collect();
-    let sizes = of_nars.iter().map(|request| {
-        let file = cache.join(request.path.trim_start_matches('/'));
-        bytes(request, || fs::metadata(file).unwrap().len())
-    });
-    let (count, sum) = (of_nars.len(), sizes.sum::<u64>());
+    started(&place, &server, "state", &[]);
+    let (count, sum) = of_nars(&server, &cache);
     eprintln!("{count} requests, {sum} bytes");
     assert!(count <= MOST_REQUESTS, "{count} requests");
     assert!(sum <= MOST_BYTES, "{sum} bytes");

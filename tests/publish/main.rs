@@ -10,5 +10,6 @@ mod corpus;
 mod interrupted;
 mod lazy;
 mod nix;
+mod profile;
 mod servers;
 mod world;

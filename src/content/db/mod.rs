@@ -11,6 +11,7 @@
 //! | `view-numbers` | number of a view | its name |
 //! | `uses` | NAR hash, 32 bytes | seconds since 1970 of the last use |
 //! | `facts` | digest | JSON, [`PathFacts`] |
+//! | `profiles` | digest of a program's store path | its access profile, text |
 //! | `cache-infos` | substituter | seconds since 1970 when fetched, its `nix-cache-info` |
 //!
 //! Everything in it can be had again, at the price of requests, but the slots: they are inode numbers that a mount
@@ -26,6 +27,7 @@ mod cache_infos;
 mod facts;
 mod narinfos;
 mod open;
+mod profiles;
 mod roots;
 mod slots;
 mod spare;

@@ -239,7 +239,7 @@ impl Core {
     }
 
     /// When a request for a NAR must have been answered: a reader that waits gives up then.
-    pub(super) fn open_deadline(&self) -> Deadline {
+    pub(in crate::store) fn open_deadline(&self) -> Deadline {
         Deadline::after(self.settings.read_timeout)
     }
 

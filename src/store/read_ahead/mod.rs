@@ -74,7 +74,10 @@ impl Core {
     /// Looks at the beginning of a file that was just read.
     pub(super) fn examine(self: &Arc<Self>, path: &Arc<Path>, entry: EntryIndex, beginning: &[u8]) {
         let loads_others = beginning.starts_with(elf::MAGIC) || beginning.starts_with(b"#!");
-        if !loads_others || !self.examined.first_time(path.slot, entry) {
+        if !loads_others
+            || self.guides.guides(path.slot)
+            || !self.examined.first_time(path.slot, entry)
+        {
             return;
         }
         let (core, first) = (self.clone(), (path.clone(), entry));
@@ -302,7 +305,10 @@ impl Core {
         self.resolve_from(path, EntryIndex::ROOT, parts(rest)).await
     }
 
-    async fn known_or_admitted(self: &Arc<Self>, store_path: &StorePath) -> Option<Arc<Path>> {
+    pub(super) async fn known_or_admitted(
+        self: &Arc<Self>,
+        store_path: &StorePath,
+    ) -> Option<Arc<Path>> {
         match self.loaded(&store_path.hash()) {
             Some(path) => Some(path),
             // Without it there is nothing to read ahead; who needs it will be told why.

@@ -1,0 +1,150 @@
+//! Access profiles at work: recording what a cold start reads, and fetching it ahead of the next one.
+//!
+//! ```text
+//! record.rs   which parts readers ask for while a program starts
+//! replay.rs   fetching what a profile names, in its order, as fast as the link allows
+//! guide.rs    which store paths are fetched by a profile, so that nothing is guessed of them
+//! ```
+//!
+//! A *start* begins when a store path of which nothing is here is touched first: its program is about
+//! to be run. What comes of it is kept under that path, in the database.
+
+mod guide;
+mod record;
+mod replay;
+
+use std::sync::Arc;
+
+use super::{Core, Lane, Path, Store, StoreError};
+use crate::{
+    nix::{StorePath, StorePathHash},
+    profile::{MAX_PROFILE, Profile, file_name},
+    trace,
+};
+
+pub(super) use guide::Guides;
+pub(super) use record::Recordings;
+
+/// Where profiles come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Profiles {
+    /// Recorded here, and published beside the caches that say so of a path.
+    #[default]
+    On,
+    /// Recorded here, or imported.
+    Local,
+    /// Nothing is recorded, nothing fetched by a profile.
+    Off,
+}
+
+impl Core {
+    /// A path was touched first: if nothing of it is here, a program starts.
+    pub(super) fn start_begins(self: &Arc<Self>, root: &Arc<Path>) {
+        if self.settings.profiles == Profiles::Off {
+            return;
+        }
+        match self.nar_of(root) {
+            Ok(nar) if nar.file.valid_bytes() == 0 => {}
+            _ => return,
+        }
+        self.begin_recording(root);
+        let (core, root) = (self.clone(), root.clone());
+        self.runtime.spawn(async move {
+            if let Some(profile) = core.find_profile(&root).await {
+                core.replay(profile, root).await;
+            }
+        });
+    }
+
+    /// The profile of a path that is kept, or that lies beside the cache it comes from.
+    async fn find_profile(self: &Arc<Self>, root: &Arc<Path>) -> Option<Profile> {
+        let hash = root.store_path.hash();
+        let parse = |text: &[u8], from: &str| match Profile::parse(text) {
+            Ok(profile) if profile.root == root.store_path => Some(profile),
+            Ok(profile) => {
+                tracing::warn!(path = %root.store_path, of = %profile.root, from, "its profile is another one's");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(path = %root.store_path, from, %error, "its profile is not used");
+                None
+            }
+        };
+        if let Ok(Some(text)) = self.content.db().profile(&hash) {
+            return parse(&text, "the state directory");
+        }
+        if self.settings.profiles != Profiles::On || !root.source.has_index() {
+            return None;
+        }
+        let cache = &root.source.substituter;
+        let asked = cache.file_beside(file_name(&hash), MAX_PROFILE, self.open_deadline());
+        let text = match trace::on_behalf(Lane::ReadAhead.as_str(), &root.store_path, asked).await {
+            Ok(text) => text?,
+            Err(error) => {
+                tracing::debug!(path = %root.store_path, %error, "no profile");
+                return None;
+            }
+        };
+        self.counters.fetched.add(text.len() as u64);
+        let profile = parse(&text, cache.name())?;
+        // Not awaited: the next start asks again.
+        drop(self.content.db().put_profile(&hash, text));
+        Some(profile)
+    }
+}
+
+impl Store {
+    /// What is being recorded is kept as it is now. Blocks.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(super) fn end_recordings(&self) -> Result<(), StoreError> {
+        for kept in self.0.finish_recordings() {
+            kept.wait()?;
+        }
+        Ok(())
+    }
+
+    /// All profiles that are kept, by the names of their programs' store paths.
+    ///
+    /// # Errors
+    /// When the database can't be read.
+    pub fn profiles(&self) -> Result<Vec<Profile>, StoreError> {
+        self.end_recordings()?;
+        let texts = self.0.content.db().profiles()?;
+        let mut all: Vec<_> = texts
+            .iter()
+            .filter_map(|text| Profile::parse(text).ok())
+            .collect();
+        all.sort_by_key(|profile| profile.root.to_string());
+        Ok(all)
+    }
+
+    /// The profile that is kept of a program's store path.
+    ///
+    /// # Errors
+    /// When the database can't be read.
+    pub fn profile(&self, path: &StorePathHash) -> Result<Option<Profile>, StoreError> {
+        self.end_recordings()?;
+        let text = self.0.content.db().profile(path)?;
+        Ok(text.and_then(|text| Profile::parse(&text).ok()))
+    }
+
+    /// Keeps a profile, in the place of the one that there was.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn keep_profile(&self, profile: &Profile) -> Result<(), StoreError> {
+        let (hash, text) = (profile.root.hash(), profile.text().into_bytes());
+        Ok(self.0.content.db().put_profile(&hash, text).wait()?)
+    }
+
+    /// Forgets the profile of a path; whether there was one.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn forget_profile(&self, path: &StorePath) -> Result<bool, StoreError> {
+        self.end_recordings()?;
+        Ok(self.0.content.db().remove_profile(&path.hash()).wait()?)
+    }
+}
