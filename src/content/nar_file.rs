@@ -9,12 +9,15 @@ mod verify;
 use std::{
     fs::{File, OpenOptions},
     io,
+    num::NonZeroU64,
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
+
+use rustix::fs::{Advice, fadvise};
 
 use super::{
     Checkpoint, ContentError, Extents,
@@ -213,6 +216,20 @@ impl NarFile {
                 Err(e) => Err(self.failed("read", e)),
             };
         }
+    }
+
+    /// Gives pages of the page cache back that were filled from the file, those at the edges too. Of bytes that
+    /// are not on the disk yet they stay.
+    pub fn give_pages_back(&self, range: &Range<u64>) {
+        let page = rustix::param::page_size() as u64;
+        let (start, end) = (range.start / page * page, range.end.next_multiple_of(page));
+        let Ok(file) = self.open_existing(self.generation(), false) else {
+            // It is gone, and its pages with it.
+            return;
+        };
+        let len = NonZeroU64::new(end - start);
+        // A kernel that does not want to keeps them.
+        let _ = fadvise(&file, start, len, Advice::DontNeed);
     }
 
     /// The file itself, for handing its descriptor on (to the kernel, or to `sendfile`). Complete NARs only.

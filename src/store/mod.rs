@@ -46,6 +46,7 @@ mod metrics;
 mod narinfo;
 mod nodes;
 mod own_nodes;
+mod pages;
 mod path;
 mod profiles;
 mod read_ahead;
@@ -166,6 +167,7 @@ pub(crate) struct Core {
     examined: Examined,
     recordings: profiles::Recordings,
     guides: profiles::Guides,
+    served: pages::Served,
     nars: Mutex<HashMap<NarHash, Weak<Nar>>>,
     /// Which chunks are here, or were.
     book: ChunkBook,
@@ -218,6 +220,7 @@ impl Store {
             examined: Examined::default(),
             recordings: profiles::Recordings::default(),
             guides: profiles::Guides::default(),
+            served: pages::Served::default(),
             nars: Mutex::default(),
             book: ChunkBook::default(),
             small: Semaphore::new(connections),

@@ -313,7 +313,10 @@ impl Core {
         match nar.file.read_at(buf, range.start) {
             // Replaced while it was read.
             Ok(()) if path.is_replaced() => Some(Err(StoreError::NoNode)),
-            Ok(()) => Some(Ok(())),
+            Ok(()) => {
+                self.note_served(&nar, range);
+                Some(Ok(()))
+            }
             // Dropped in this moment: fetch it again.
             Err(ContentError::Discarded { .. } | ContentError::NotValid { .. }) => None,
             // Changed on the disk, which is dropped by now: the same.

@@ -39,6 +39,11 @@ impl Ranges {
         missing
     }
 
+    /// The ranges, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Range<u64>> {
+        self.0.iter().map(|(from, to)| *from..*to)
+    }
+
     /// How many bytes they are.
     pub fn len(&self) -> u64 {
         self.0.iter().map(|(from, to)| to - from).sum()

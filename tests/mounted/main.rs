@@ -9,6 +9,7 @@
 //! lifecycle.rs   how mounts begin and end
 //! logs.rs        lines of a cache that goes; no secrets
 //! odd.rs         paths that no package has, made for the test
+//! pages.rs       what the kernel keeps of what containers read
 //! programs.rs    real programs from a mount over /nix/store
 //! space.rs       little room, a full disk, a disk that changes what it keeps
 //! status.rs      the status directory while things happen
@@ -44,6 +45,7 @@ mod gate;
 mod lifecycle;
 mod logs;
 mod odd;
+mod pages;
 mod programs;
 mod space;
 mod status;
