@@ -83,10 +83,12 @@ fn status(store: &Store, paths: &[String]) -> Result<Reply, Failure> {
 
 fn admit(store: &Store, path: &str) -> Result<Reply, Failure> {
     let path = parse(&[path.to_owned()])?.remove(0);
-    store
+    let admitted = store
         .runtime()
         .block_on(store.admit(&path))
         .map_err(|e| store_failure(&e))?;
+    // Its program is run next: what it needs comes while its mount is made.
+    store.touch(&admitted);
     Ok(Reply::Done)
 }
 

@@ -333,6 +333,7 @@ impl Core {
             source: Arc::new(Source::of(offer)),
             nar: OnceLock::new(),
             touched: false.into(),
+            looked_up: false.into(),
             trust: Default::default(),
             health: Mutex::new(Health {
                 failing: false,

@@ -76,6 +76,7 @@ impl Core {
             source: old.source.clone(),
             nar: nar.clone().into(),
             touched: true.into(),
+            looked_up: true.into(),
             trust: Default::default(),
             health: Mutex::new(old.health()),
             first_seen: old.first_seen,

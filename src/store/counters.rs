@@ -44,6 +44,10 @@ counters! {
     fetched,
     /// Bytes of NARs that were copied from another NAR here, and not fetched.
     copied,
+    /// Bytes of NARs that were fetched because an access profile names them.
+    profile_fetched,
+    /// Of those, bytes that were not read by the end of the start.
+    profile_unread,
     /// Store paths admitted: narinfo trusted, tree compiled.
     admitted,
     /// Store paths whose admission failed.

@@ -105,6 +105,18 @@ static DAMAGED: Metric = Metric::counter(
     Unit::Bytes,
     "Kept bytes that the disk gave back wrong or not at all; readers got those of a cache",
 );
+static PROFILE_FETCHED: Metric = Metric::counter(
+    "narfs_profile_fetched",
+    Unit::Bytes,
+    "Bytes of NARs fetched because an access profile names them",
+)
+.experimental();
+static PROFILE_UNREAD: Metric = Metric::counter(
+    "narfs_profile_unread",
+    Unit::Bytes,
+    "Bytes of those that were not read by the end of the start",
+)
+.experimental();
 static KEPT: Metric = Metric::gauge(
     "narfs_content",
     Unit::Bytes,
@@ -142,6 +154,8 @@ pub static METRICS: &[&Metric] = &[
     &EVICTED,
     &FREED,
     &DAMAGED,
+    &PROFILE_FETCHED,
+    &PROFILE_UNREAD,
     &KEPT,
     &QUOTA,
     &PATHS,
@@ -185,6 +199,8 @@ impl Source for Store {
         into.count(&EVICTED, &[], counted.evicted.get());
         into.count(&FREED, &[], counted.evicted_bytes.get());
         into.count(&DAMAGED, &[], core.content.damaged_bytes());
+        into.count(&PROFILE_FETCHED, &[], counted.profile_fetched.get());
+        into.count(&PROFILE_UNREAD, &[], counted.profile_unread.get());
         // A state directory that can't be read has other ways to say so.
         if let Ok(kept) = core.content.usage() {
             into.count(&KEPT, &[], kept);

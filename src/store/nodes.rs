@@ -278,6 +278,10 @@ impl Core {
         view: ViewId,
         path: &Arc<Path>,
     ) -> Result<Found, StoreError> {
+        // The paths of a view were all made known, and so touched, before anybody looks one up.
+        if view != ViewId::WHOLE && path.look_up() {
+            self.start_begins(path);
+        }
         self.touch(path);
         entry_attr(view, path, EntryIndex(0))
             .map(Found::Node)

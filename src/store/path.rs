@@ -37,6 +37,7 @@ pub struct Path {
     pub(super) source: Arc<Source>,
     pub(super) nar: OnceLock<Arc<Nar>>,
     pub(super) touched: AtomicBool,
+    pub(super) looked_up: AtomicBool,
     pub(super) trust: TreeTrust,
     pub(super) health: Mutex<Health>,
     /// Unix seconds at which the path was admitted first.
@@ -90,6 +91,11 @@ impl Path {
     /// Says that it is used; true for the first time.
     pub(super) fn touch(&self) -> bool {
         !self.touched.load(Relaxed) && !self.touched.swap(true, Relaxed)
+    }
+
+    /// Says that somebody looked it up in a view; true for the first time.
+    pub(super) fn look_up(&self) -> bool {
+        !self.looked_up.load(Relaxed) && !self.looked_up.swap(true, Relaxed)
     }
 
     /// Says that its tree is not that of its NAR: nothing is read through it from now on.

@@ -5,8 +5,11 @@ use std::{fs, path::Path};
 use crate::{
     corpus,
     lazy::{of_nars, started},
-    support::scripted::{Reply, Server},
-    world::{Place, url},
+    support::{
+        cache::{Cache, Packing, key},
+        scripted::{Reply, Server},
+    },
+    world::{Place, chain, url},
 };
 
 /// Most that a start with a profile may bring of NARs, as a part of what the recorded one read in
@@ -215,4 +218,33 @@ fn a_profile_is_published_beside_its_own_path_only() {
     let errors = publish(&file);
     assert!(errors.contains("is no access profile"), "{errors}");
     assert!(!place.path("cache").exists());
+}
+
+#[test]
+fn a_script_that_sets_the_stage_has_a_profile_too() {
+    let (place, key) = (Place::new(), key());
+    let source = Cache::new(&key);
+    let packages = chain(2, 300_000);
+    source.add_all(&packages, Packing::Zstd);
+    let top = &packages.last().unwrap().path;
+    let cache = place.path("cache");
+    let arguments = ["--trusted-key", &key.public(), &top.absolute()];
+    place.published(&url(source.path()), &url(&cache), &arguments);
+    let server = Server::start();
+    server.directory(&cache);
+    let mut command = place.command(&["--cache", &server.base(), "--trusted-key"]);
+    command.arg(place.key.public()).arg("--state-dir");
+    command.arg(place.path("state")).arg("run");
+    let output = command
+        .arg(format!("{}/bin/there-is-none", top.absolute()))
+        .output()
+        .unwrap();
+    assert_ne!(output.status.code(), Some(0));
+    // Of a few bytes, it has no use for its chunk index; that it starts something is known all the same.
+    let beside = format!("/{}.profile", top.hash());
+    let begun = std::time::Instant::now();
+    while server.count(&beside) == 0 {
+        assert!(begun.elapsed().as_secs() < 30, "{:?}", server.requests());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
 }

@@ -11,7 +11,7 @@ use narfs::{
 
 use crate::{
     support::cache::{Cache, Package, Packing, directory, exec, file, key, link, noise},
-    world::{Setup, answer, fetched, flushed, serve},
+    world::{Setup, answer, fetched, flushed, serve, until},
 };
 
 fn name(name: &str) -> ViewName {
@@ -369,4 +369,70 @@ async fn a_path_whose_listing_lied_stays_in_its_views() {
 fn the_whole_store_is_no_view_by_name() {
     assert_eq!(Store::top(), NodeId::of(Node::Top));
     assert_eq!(Store::whole(), NodeId::of(Node::Root(ViewId::WHOLE)));
+}
+
+/// Reads as the kernel does.
+async fn read(store: &Store, node: NodeId) -> usize {
+    let mut here = Vec::new();
+    match store.read_now(node, 0, 4096, &mut here) {
+        Some(done) => done.map(|()| here.len()).unwrap(),
+        None => store.read(node, 0, 4096).await.unwrap().len(),
+    }
+}
+
+/// Profiles are written, and read, where it may be waited for the disk.
+async fn blocking<T: Send + 'static>(
+    store: &Store,
+    work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+) -> T {
+    let store = store.clone();
+    let done = tokio::task::spawn_blocking(move || work(&store)).await;
+    done.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_start_of_a_container_is_recorded_and_guides_the_next_one() {
+    let (key, [lib, tool, stranger]) = (key(), packages());
+    let cache = Cache::new(&key);
+    cache.add_all([&lib, &tool, &stranger], Packing::None);
+    let server = serve(cache.path());
+    let all = [&tool, &lib, &stranger];
+    let within =
+        |package: &Package, file: &str| format!("views/app/nix/store/{}{file}", package.path);
+    let first = Setup::trusting(&key).store(&[&server]);
+    admit(&first, &all).await;
+    first
+        .make_view(&name("app"), &paths(&all), &[])
+        .await
+        .unwrap();
+    // As a container does: the program, then what it loads; nothing but the program starts.
+    for file in [within(&tool, "/bin/tool"), within(&lib, "/lib.so")] {
+        let node = at(&first, &file).await.unwrap();
+        assert!(read(&first, node).await > 0);
+    }
+    let profiles = blocking(&first, Store::profiles).await;
+    let roots: Vec<_> = profiles.iter().map(|profile| &profile.root).collect();
+    assert_eq!(roots, [&tool.path]);
+    let read_of: Vec<_> = profiles[0].reads.iter().map(|read| &read.path).collect();
+    assert_eq!(read_of, [&tool.path, &lib.path]);
+
+    let profile = profiles[0].clone();
+    let next = Setup::trusting(&key).store(&[&server]);
+    blocking(&next, move |store| store.keep_profile(&profile)).await;
+    admit(&next, &all).await;
+    next.make_view(&name("app"), &paths(&all), &[])
+        .await
+        .unwrap();
+    assert_eq!(next.counters().profile_fetched.get(), 0);
+    // Whoever looks at the program has the rest fetched.
+    at(&next, &within(&tool, "/bin/tool")).await.unwrap();
+    let library = at(&next, &within(&lib, "/lib.so")).await.unwrap();
+    let mut here = Vec::new();
+    until(|| matches!(next.read_now(library, 0, 4096, &mut here), Some(Ok(())))).await;
+    assert_eq!(next.counters().read_misses.get(), 0);
+    let (_, _, named) = profiles[0].extent();
+    assert_eq!(next.counters().profile_fetched.get(), named);
+    blocking(&next, Store::profiles).await;
+    // It was only looked at.
+    assert_eq!(next.counters().profile_unread.get(), named - 4096);
 }

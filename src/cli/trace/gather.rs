@@ -242,6 +242,7 @@ fn kind(request: &Request) -> &'static str {
         name if name.ends_with(".narinfo") => "narinfo",
         name if name.ends_with(".ls") => "listing",
         name if name.ends_with(".chunks") => "index",
+        name if name.ends_with(".profile") => "profile",
         _ if request.range.is_some() => "range",
         _ => "nar",
     }

@@ -30,6 +30,13 @@ struct Guided {
     named: Ranges,
 }
 
+impl Guide {
+    /// Whether readers strayed from it: the rest of what it names is not worth the link.
+    pub(super) fn is_left(&self) -> bool {
+        self.strays.load(Relaxed) >= MOST_STRAYS
+    }
+}
+
 /// The store paths that are fetched by profiles.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Guides {
@@ -74,7 +81,7 @@ impl Guides {
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
         paths
             .get(&slot)
-            .is_some_and(|guided| guided.by.strays.load(Relaxed) < MOST_STRAYS && asked(guided))
+            .is_some_and(|guided| !guided.by.is_left() && asked(guided))
     }
 }
 
@@ -96,6 +103,7 @@ mod tests {
         for _ in 0..MOST_STRAYS {
             assert!(guides.guides_wait(path, &(110..120)));
         }
+        assert!(guide.is_left());
         assert!(!guides.guides_wait(path, &(110..120)));
         assert!(!guides.guides(path));
         assert!(!guides.guides_wait(path, &(0..1)));

@@ -6,8 +6,8 @@
 //! guide.rs    which store paths are fetched by a profile, so that nothing is guessed of them
 //! ```
 //!
-//! A *start* begins when a store path of which nothing is here is touched first: its program is about
-//! to be run. What comes of it is kept under that path, in the database.
+//! A *start* begins when a store path of which nothing is here is touched first, or looked up first in
+//! a view, and is in the closure of nothing that starts: its program is about to be run. What comes of it is kept under that path, in the database.
 
 mod guide;
 mod record;
@@ -38,16 +38,20 @@ pub enum Profiles {
 }
 
 impl Core {
-    /// A path was touched first: if nothing of it is here, a program starts.
+    /// A path was touched first: if nothing of it is here, and no start brought it up, a program starts.
     pub(super) fn start_begins(self: &Arc<Self>, root: &Arc<Path>) {
-        if self.settings.profiles == Profiles::Off {
+        let is_alone = root.references.iter().all(|r| *r == root.store_path);
+        if self.settings.profiles == Profiles::Off || is_alone || self.is_of_a_start(root) {
             return;
         }
         match self.nar_of(root) {
             Ok(nar) if nar.file.valid_bytes() == 0 => {}
             _ => return,
         }
-        self.begin_recording(root);
+        // Who looks at very many paths starts none of them.
+        if !self.begin_recording(root) {
+            return;
+        }
         let (core, root) = (self.clone(), root.clone());
         self.runtime.spawn(async move {
             if let Some(profile) = core.find_profile(&root).await {
@@ -73,7 +77,8 @@ impl Core {
         if let Ok(Some(text)) = self.content.db().profile(&hash) {
             return parse(&text, "the state directory");
         }
-        if self.settings.profiles != Profiles::On || !root.source.has_index() {
+        // A small file, such as a script that sets the stage for a program, has no use for its index.
+        if self.settings.profiles != Profiles::On || !root.source.chunks {
             return None;
         }
         let cache = &root.source.substituter;
@@ -94,6 +99,11 @@ impl Core {
 }
 
 impl Store {
+    /// A program of this path is about to be run: all that it needs becomes known.
+    pub fn touch(&self, path: &Arc<Path>) {
+        self.0.touch(path);
+    }
+
     /// What is being recorded is kept as it is now. Blocks.
     ///
     /// # Errors

@@ -37,6 +37,25 @@ struct Recording {
     last: Instant,
     seen: HashMap<Slot, Ranges>,
     order: Vec<(Slot, Range<u64>)>,
+    /// What was fetched by a profile.
+    fetched: HashMap<Slot, Ranges>,
+    /// The closure of the root as it was known when the table of paths had this version.
+    closure: (u64, Arc<HashSet<Slot>>),
+}
+
+impl Recording {
+    /// How many bytes were fetched by a profile and not read.
+    fn unread(&self) -> u64 {
+        let unread = |(slot, fetched): (&Slot, &Ranges)| match self.seen.get(slot) {
+            None => fetched.len(),
+            Some(seen) => fetched
+                .iter()
+                .flat_map(|part| seen.missing(part))
+                .map(|part| part.end - part.start)
+                .sum(),
+        };
+        self.fetched.iter().map(unread).sum()
+    }
 }
 
 /// The starts that are being recorded.
@@ -65,6 +84,8 @@ impl Recordings {
             last: now,
             seen: HashMap::new(),
             order: Vec::new(),
+            fetched: HashMap::new(),
+            closure: Default::default(),
         });
         self.count.store(all.len(), Relaxed);
         true
@@ -92,6 +113,33 @@ impl Recordings {
         }
     }
 
+    /// A profile has this part of a path's NAR fetched, for the start of `root`.
+    pub(super) fn note_fetched(&self, root: Slot, slot: Slot, part: Range<u64>) {
+        let mut all = self.all();
+        if let Some(recording) = all.iter_mut().find(|recording| recording.root == root) {
+            recording.fetched.entry(slot).or_default().add(part);
+        }
+    }
+
+    /// The roots, each with its closure as it was found last, and when.
+    fn closures(&self) -> Vec<(Slot, u64, Arc<HashSet<Slot>>)> {
+        if self.count.load(Relaxed) == 0 {
+            return Vec::new();
+        }
+        let of = |recording: &Recording| {
+            let (version, closure) = &recording.closure;
+            (recording.root, *version, closure.clone())
+        };
+        self.all().iter().map(of).collect()
+    }
+
+    fn set_closure(&self, root: Slot, version: u64, closure: Arc<HashSet<Slot>>) {
+        let mut all = self.all();
+        if let Some(recording) = all.iter_mut().find(|recording| recording.root == root) {
+            recording.closure = (version, closure);
+        }
+    }
+
     /// Takes out what is over.
     fn over(&self, is_over: impl Fn(&Recording) -> bool) -> Vec<Recording> {
         let mut all = self.all();
@@ -102,10 +150,28 @@ impl Recordings {
 }
 
 impl Core {
-    /// Records what is read from now on, until the start of this path's program is over.
-    pub(super) fn begin_recording(self: &Arc<Self>, root: &Arc<Path>) {
+    /// Whether a path is in the closure of something that starts just now, as far as that is known.
+    pub(super) fn is_of_a_start(&self, path: &Arc<Path>) -> bool {
+        self.recordings.closures().iter().any(|(slot, then, last)| {
+            let now = self.paths.version();
+            if last.contains(&path.slot) || *then == now {
+                return last.contains(&path.slot);
+            }
+            let Some(root) = self.paths.loaded(*slot) else {
+                return false;
+            };
+            let closure: HashSet<Slot> = self.loaded_closure(&root).into_keys().collect();
+            let is_in_it = closure.contains(&path.slot);
+            self.recordings.set_closure(*slot, now, closure.into());
+            is_in_it
+        })
+    }
+
+    /// Records what is read from now on, until the start of this path's program is over. Says whether there
+    /// was room for one more.
+    pub(super) fn begin_recording(self: &Arc<Self>, root: &Arc<Path>) -> bool {
         if !self.recordings.begin(root.slot) {
-            return;
+            return false;
         }
         let (core, root) = (Arc::downgrade(self), root.slot);
         self.runtime.spawn(async move {
@@ -122,6 +188,7 @@ impl Core {
                 }
             }
         });
+        true
     }
 
     /// Ends all recordings now, and says when they are kept.
@@ -132,6 +199,7 @@ impl Core {
     fn keep_recorded(&self, over: Vec<Recording>) -> Vec<Pending<()>> {
         let mut kept = Vec::new();
         for recording in over {
+            self.counters.profile_unread.add(recording.unread());
             let Some(profile) = self.recorded(&recording) else {
                 continue;
             };
@@ -198,6 +266,19 @@ mod tests {
         );
         recordings.note(a, &(0..1));
         assert!(recordings.over(|_| true).is_empty());
+    }
+
+    #[test]
+    fn what_a_profile_brought_and_nobody_read_is_counted() {
+        let recordings = Recordings::default();
+        let (a, b, c) = (Slot(1), Slot(2), Slot(3));
+        assert!(recordings.begin(a));
+        recordings.note_fetched(a, a, 0..100);
+        recordings.note_fetched(a, b, 0..10);
+        recordings.note_fetched(b, c, 0..1000);
+        recordings.note(a, &(50..200));
+        recordings.note(c, &(0..10));
+        assert_eq!(recordings.over(|_| true)[0].unread(), 50 + 10);
     }
 
     #[test]

@@ -16,12 +16,14 @@ use super::guide::Guide;
 use crate::{
     nix::StorePath,
     profile::Profile,
-    store::{Core, Lane, Path, fetch::Nar, fetch::Want},
+    store::{Core, Lane, Path, Slot, fetch::Nar, fetch::Want},
 };
 
 /// How many bytes of NARs are asked for at a time: enough for the link, as the lanes use it, to be
 /// never without. More would be in front of what becomes known meanwhile, and comes earlier.
 const AT_A_TIME: u64 = 4 << 20;
+/// Most that one profile has fetched, in bytes of NARs.
+const MOST: u64 = 1 << 30;
 /// Parts are put together up to so many bytes.
 const TOGETHER: u64 = 1 << 20;
 /// How far it is looked for parts to put together.
@@ -39,7 +41,7 @@ impl Core {
     pub(super) async fn replay(self: &Arc<Self>, profile: Profile, root: Arc<Path>) {
         let (names, parts) = by_place(profile);
         let mut parts: Vec<Option<Part>> = parts.into_iter().map(Some).collect();
-        let mut nars: Vec<Option<Arc<Nar>>> = names.iter().map(|_| None).collect();
+        let mut nars: Vec<Option<(Slot, Arc<Nar>)>> = names.iter().map(|_| None).collect();
         let guide = Arc::new(Guide::default());
         let place: HashMap<&StorePath, usize> =
             names.iter().enumerate().map(|(n, p)| (p, n)).collect();
@@ -57,16 +59,32 @@ impl Core {
         };
         in_closure.insert(root.store_path.clone());
         admit(&mut admissions, root.store_path.clone());
-        let (mut asked, mut first) = (0, 0);
+        let (mut asked, mut first, mut left) = (0, 0, MOST);
         loop {
+            // What is under way goes on by itself.
+            if guide.is_left() {
+                tracing::debug!(path = %root.store_path, "its profile is of another start");
+                return fetches.detach_all();
+            }
             while asked < AT_A_TIME {
                 while parts.get(first).is_some_and(Option::is_none) {
                     first += 1;
                 }
-                let Some((nar, range)) = next(&mut parts[first..], &nars) else {
+                let Some((slot, nar, range)) = next(&mut parts[first..], &nars) else {
                     break;
                 };
                 let bytes = range.end - range.start;
+                let missing = nar.file.missing(range.clone());
+                let brought: u64 = missing.iter().map(|part| part.end - part.start).sum();
+                if brought > left {
+                    tracing::debug!(path = %root.store_path, "its profile is longer than is followed");
+                    return fetches.detach_all();
+                }
+                left -= brought;
+                self.counters.profile_fetched.add(brought);
+                for part in missing {
+                    self.recordings.note_fetched(root.slot, slot, part);
+                }
                 asked += bytes;
                 let core = self.clone();
                 fetches.spawn(async move {
@@ -91,7 +109,7 @@ impl Core {
                     let of_path = parts.iter().flatten().filter(|part| part.path == *place);
                     let ranges: Vec<_> = of_path.map(|part| part.range.clone()).collect();
                     self.guides.add(path.slot, &guide, &ranges);
-                    nars[*place] = Some(nar);
+                    nars[*place] = Some((path.slot, nar));
                 }
                 Some(done) = fetches.join_next() => asked -= done.unwrap_or_default().min(asked),
                 else => break,
@@ -116,15 +134,18 @@ fn by_place(profile: Profile) -> (Vec<StorePath>, Vec<Part>) {
 }
 
 /// Takes out the first part whose NAR is known, with those after it that touch it.
-fn next(parts: &mut [Option<Part>], nars: &[Option<Arc<Nar>>]) -> Option<(Arc<Nar>, Range<u64>)> {
+fn next(
+    parts: &mut [Option<Part>],
+    nars: &[Option<(Slot, Arc<Nar>)>],
+) -> Option<(Slot, Arc<Nar>, Range<u64>)> {
     let is_known = |part: &Option<Part>| part.as_ref().is_some_and(|p| nars[p.path].is_some());
     let at = parts.iter().position(is_known)?;
     let (path, mut range) = together(&mut parts[at..])?;
-    let nar = nars[path].clone()?;
+    let (slot, nar) = nars[path].clone()?;
     // A NAR of another source may be shorter.
     range.end = range.end.min(nar.size);
     range.start = range.start.min(range.end);
-    Some((nar, range))
+    Some((slot, nar, range))
 }
 
 /// Takes out the first part and those after it that it touches.
