@@ -179,14 +179,23 @@ impl PathTable {
     /// Slots known from earlier runs.
     pub fn with_slots(known: Vec<(Slot, StorePath)>) -> Self {
         let table = Self::default();
-        for (slot, store_path) in known {
-            table.put(
-                slot,
-                SlotEntry {
+        {
+            let mut digests = lock!(table.digests, write);
+            let mut slots = lock!(table.slots, write);
+            digests.reserve(known.len());
+            let most = known.iter().map(|(slot, _)| slot.0 as usize + 1).max();
+            slots.resize(most.unwrap_or(0), None);
+            table.version.store(known.len() as u64, Relaxed);
+            for (slot, store_path) in known {
+                // A path whose tree was replaced has several slots; the newest, the greatest, counts.
+                let newest = digests.entry(store_path.hash()).or_insert(slot);
+                *newest = (*newest).max(slot);
+                let entry = SlotEntry {
                     store_path,
                     path: None,
-                },
-            );
+                };
+                slots[slot.0 as usize] = Some(entry);
+            }
         }
         table
     }
@@ -233,6 +242,11 @@ impl PathTable {
 
     /// Takes every slot out of use whose path has a newer one: what a replaced tree of an earlier run had.
     pub fn retire_replaced(&self) {
+        let known = lock!(self.slots, read).iter().flatten().count();
+        if known == lock!(self.digests, read).len() {
+            // Each path has one slot, as nearly always.
+            return;
+        }
         for (slot, entry) in self.slots() {
             let newest = self.slot(&entry.store_path.hash());
             if newest.is_some_and(|(n, e)| n != slot && e.store_path == entry.store_path) {
