@@ -259,9 +259,11 @@ impl Store {
         let db = core.content.db();
         let id = db.put_view(name.as_str(), &numbers(&view.own), &numbers(&view.shown));
         view.id = ViewId(id.await?);
+        let own = view.own.clone();
         if core.views.put(view).is_some() {
             core.emit(Event::ViewGone(name.clone()));
         }
+        core.prepare_starts(&own);
         Ok(())
     }
 

@@ -423,16 +423,18 @@ async fn the_start_of_a_container_is_recorded_and_guides_the_next_one() {
     next.make_view(&name("app"), &paths(&all), &[])
         .await
         .unwrap();
-    assert_eq!(next.counters().profile_fetched.get(), 0);
-    // Whoever looks at the program has the rest fetched.
-    at(&next, &within(&tool, "/bin/tool")).await.unwrap();
+    // A container will be made of it: what its program reads comes before it looks anything up.
+    let (_, _, named) = profiles[0].extent();
+    until(|| next.counters().profile_fetched.get() == named).await;
+    let program = at(&next, &within(&tool, "/bin/tool")).await.unwrap();
     let library = at(&next, &within(&lib, "/lib.so")).await.unwrap();
     let mut here = Vec::new();
     until(|| matches!(next.read_now(library, 0, 4096, &mut here), Some(Ok(())))).await;
+    until(|| matches!(next.read_now(program, 0, 4096, &mut here), Some(Ok(())))).await;
     assert_eq!(next.counters().read_misses.get(), 0);
-    let (_, _, named) = profiles[0].extent();
     assert_eq!(next.counters().profile_fetched.get(), named);
-    blocking(&next, Store::profiles).await;
-    // It was only looked at.
-    assert_eq!(next.counters().profile_unread.get(), named - 4096);
+    // The start is recorded like any other.
+    let again = blocking(&next, Store::profiles).await;
+    let read_again: Vec<_> = again[0].reads.iter().map(|read| &read.path).collect();
+    assert_eq!(read_again, [&lib.path, &tool.path]);
 }

@@ -13,9 +13,9 @@ mod guide;
 mod record;
 mod replay;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
-use super::{Core, Lane, Path, Store, StoreError};
+use super::{Core, Lane, Path, Slot, Store, StoreError};
 use crate::{
     nix::{StorePath, StorePathHash},
     profile::{MAX_PROFILE, Profile, file_name},
@@ -24,6 +24,9 @@ use crate::{
 
 pub(super) use guide::Guides;
 pub(super) use record::Recordings;
+
+/// Programs of one view whose starts are prepared: each may cost a request.
+const MOST_PREPARED: usize = 4;
 
 /// Where profiles come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,14 +47,48 @@ impl Core {
         if self.settings.profiles == Profiles::Off || is_alone || self.is_of_a_start(root) {
             return;
         }
-        match self.nar_of(root) {
-            Ok(nar) if nar.file.valid_bytes() == 0 => {}
-            _ => return,
-        }
-        // Who looks at very many paths starts none of them.
-        if !self.begin_recording(root) {
+        // What a profile brought, nobody has read yet.
+        let is_prepared = self.recordings.take_prepared(root.slot);
+        if !is_prepared && !self.nothing_is_here(root) {
             return;
         }
+        // Who looks at very many paths starts none of them.
+        if self.begin_recording(root) && !is_prepared {
+            self.replay_soon(root);
+        }
+    }
+
+    /// A view was made of these paths: something of it will be started, most likely what no other of its
+    /// paths needs. What its profile names comes while the rest of a container is made.
+    pub(super) fn prepare_starts(self: &Arc<Self>, own: &[Slot]) {
+        if self.settings.profiles == Profiles::Off {
+            return;
+        }
+        let own: Vec<_> = own
+            .iter()
+            .filter_map(|slot| self.paths.loaded(*slot))
+            .collect();
+        let needed: HashSet<_> = own
+            .iter()
+            .flat_map(|path| path.references.iter().filter(|r| **r != path.store_path))
+            .collect();
+        let is_top = |path: &&Arc<Path>| {
+            let is_alone = path.references.iter().all(|r| *r == path.store_path);
+            !is_alone && !needed.contains(&path.store_path)
+        };
+        for top in own.iter().filter(is_top).take(MOST_PREPARED) {
+            if self.nothing_is_here(top) && self.recordings.prepare(top.slot) {
+                self.replay_soon(top);
+            }
+        }
+    }
+
+    fn nothing_is_here(&self, path: &Path) -> bool {
+        self.nar_of(path)
+            .is_ok_and(|nar| nar.file.valid_bytes() == 0)
+    }
+
+    fn replay_soon(self: &Arc<Self>, root: &Arc<Path>) {
         let (core, root) = (self.clone(), root.clone());
         self.runtime.spawn(async move {
             if let Some(profile) = core.find_profile(&root).await {

@@ -64,11 +64,27 @@ pub(in crate::store) struct Recordings {
     /// How many they are: while there are none, a read costs a load.
     count: AtomicUsize,
     all: Mutex<Vec<Recording>>,
+    /// What will be started, and whose profile was followed ahead of that.
+    prepared: Mutex<HashSet<Slot>>,
 }
 
 impl Recordings {
     fn all(&self) -> MutexGuard<'_, Vec<Recording>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its profile is followed ahead of its start; false if it is already.
+    pub(super) fn prepare(&self, root: Slot) -> bool {
+        self.prepared().insert(root)
+    }
+
+    /// Whether its profile was followed ahead of its start, which begins now.
+    pub(super) fn take_prepared(&self, root: Slot) -> bool {
+        self.prepared().remove(&root)
+    }
+
+    fn prepared(&self) -> MutexGuard<'_, HashSet<Slot>> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there was room for one more.
