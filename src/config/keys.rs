@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    AllowOther, ByteSize, CacheConfig, Color, Listen, LogFormat, OpenMode, Origin, Profiles, Quota,
-    Secrets, Threads, TimeToLive, TrustedKeyTexts, Verify,
+    AllowOther, ByteSize, CacheConfig, Color, Listen, LogFormat, NativeFiles, OpenMode, Origin,
+    Profiles, Quota, Secrets, Threads, TimeToLive, TrustedKeyTexts, Verify,
     value::{BadValue, Context, Value},
 };
 
@@ -208,6 +208,11 @@ settings! {
 
     /// How the kernel opens files of the mount: no-open lets it open them without asking narfs.
     open_mode: OpenMode = "open-mode", "NARFS_OPEN_MODE", "open-mode", false, "no-open";
+
+    /// Whether a snapshotter's containers read what was fetched whole from files of its own, at the
+    /// speed of the local file system: takes about its space again. auto means where the kernel can
+    /// (Linux 6.16) and there is room.
+    native_files: NativeFiles = "native-files", "NARFS_NATIVE_FILES", "native-files", false, "off";
 
     /// Whether other users may read the mount. auto means yes for root, and for others where
     /// /etc/fuse.conf has user_allow_other.

@@ -39,7 +39,7 @@ pub use nix_conf::{Setting, parse as parse_nix_conf};
 pub use origin::Origin;
 pub use print::Secrets;
 pub use types::{
-    AllowOther, ByteSize, Color, Listen, LogFormat, OpenMode, Profiles, Quota, Threads, TimeToLive,
-    Verify,
+    AllowOther, ByteSize, Color, Listen, LogFormat, NativeFiles, OpenMode, Profiles, Quota,
+    Threads, TimeToLive, Verify,
 };
 pub(crate) use value::nearest;

@@ -80,6 +80,16 @@ choice! {
 }
 
 choice! {
+    /// Whether containers read what is here whole from files of its own.
+    NativeFiles {
+        /// Never.
+        Off = "off",
+        /// Where the kernel can, and there is room.
+        Auto = "auto",
+    }
+}
+
+choice! {
     /// How log lines look.
     LogFormat {
         /// For people.

@@ -72,10 +72,11 @@ impl ContentStore {
         })
     }
 
-    /// Bytes that are kept, and the most that may be.
-    pub fn room(&self, limits: &Limits) -> Result<(u64, Option<u64>), ContentError> {
+    /// Bytes that are kept, and the most that may be, where what else is kept takes `beside` bytes of it.
+    pub fn room(&self, limits: &Limits, beside: u64) -> Result<(u64, Option<u64>), ContentError> {
         let usage = self.usage()?;
-        Ok((usage, limits.most(usage, self.file_system()?)))
+        let most = limits.most(usage.saturating_add(beside), self.file_system()?);
+        Ok((usage, most.map(|most| most.saturating_sub(beside))))
     }
 }
 

@@ -89,7 +89,12 @@ impl Directories {
 
     /// The root of a snapshot's view in the mount.
     pub fn view(&self, id: SnapshotId) -> PathBuf {
-        self.views.join(view_name(id))
+        self.view_named(&view_name(id))
+    }
+
+    /// The root of a view in the mount, by its name.
+    pub(super) fn view_named(&self, name: &str) -> PathBuf {
+        self.views.join(name)
     }
 
     /// Whether a snapshot has its directory.

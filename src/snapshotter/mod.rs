@@ -9,6 +9,7 @@
 //! layer.rs        which layers are Nix layers, and what they bring
 //! closures.rs     what is needed of the store
 //! mounts.rs       how a snapshot is mounted
+//! native/         what is here whole, as files that the kernel reads itself
 //! directories.rs  snapshots/ID/fs and work
 //! metadata/       snapshots.redb              record.rs   what is known of a snapshot
 //! filter.rs       containerd's filter language
@@ -24,6 +25,7 @@ mod layer;
 pub mod metadata;
 mod metrics;
 pub mod mounts;
+mod native;
 pub mod record;
 mod serve;
 pub mod service;

@@ -56,8 +56,9 @@ pub enum Layers {
 }
 
 impl Layers {
-    /// The mounts. One is enough in every case.
-    pub fn mounts(&self, overlay: Overlay) -> Vec<Mount> {
+    /// The mounts. One is enough in every case. `data` are lowers in which overlayfs finds the content of files that
+    /// say so, and nothing else.
+    pub fn mounts(&self, overlay: Overlay, data: &[PathBuf]) -> Vec<Mount> {
         let mount = match self {
             Self::Writable { upper, lowers, .. } if lowers.is_empty() => bind(upper, "rw"),
             Self::Writable {
@@ -68,7 +69,7 @@ impl Layers {
                 let mut options = overlay.options();
                 options.push(format!("workdir={}", work.display()));
                 options.push(format!("upperdir={}", upper.display()));
-                options.push(lowerdir(lowers));
+                options.push(lowerdir(lowers, data));
                 overlaid(options)
             }
             Self::ReadOnly { own, lowers } => match lowers.as_slice() {
@@ -77,7 +78,7 @@ impl Layers {
                 lowers => {
                     let mut options = overlay.options();
                     options.push("ro".into());
-                    options.push(lowerdir(lowers));
+                    options.push(lowerdir(lowers, data));
                     overlaid(options)
                 }
             },
@@ -94,12 +95,13 @@ impl Overlay {
     }
 }
 
-fn lowerdir(lowers: &[PathBuf]) -> String {
+fn lowerdir(lowers: &[PathBuf], data: &[PathBuf]) -> String {
     let lowers: Vec<_> = lowers
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    format!("lowerdir={}", lowers.join(":"))
+    let data = data.iter().map(|path| format!("::{}", path.display()));
+    format!("lowerdir={}{}", lowers.join(":"), data.collect::<String>())
 }
 
 fn overlaid(options: Vec<String>) -> Mount {
@@ -150,7 +152,7 @@ mod tests {
 
     /// Type, source, options.
     fn shown(layers: &Layers, overlay: Overlay) -> String {
-        let mounts = layers.mounts(overlay);
+        let mounts = layers.mounts(overlay, &[]);
         assert_eq!(mounts.len(), 1);
         let Mount {
             r#type,
@@ -195,6 +197,16 @@ mod tests {
         assert_eq!(
             shown(&read_only(&["/r/mnt/views/s1", "/r/1/fs"]), HERE),
             "overlay overlay index=off,ro,lowerdir=/r/mnt/views/s1:/r/1/fs"
+        );
+    }
+
+    #[test]
+    fn data_only_lowers_come_last() {
+        let data = paths(&["/r/native/files", "/r/mnt/store"]);
+        let mounts = writable(&["/r/native/trees/1.1", "/r/mnt/views/s1"]).mounts(HERE, &data);
+        assert_eq!(
+            mounts[0].options.last().map(String::as_str),
+            Some("lowerdir=/r/native/trees/1.1:/r/mnt/views/s1::/r/native/files::/r/mnt/store")
         );
     }
 

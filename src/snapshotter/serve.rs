@@ -20,11 +20,12 @@ use super::{
     directories::Directories,
     error::{MetadataError, SnapshotError},
     heal::Healed,
+    native::Native,
     service::service,
     snapshots::{Options, Snapshots},
 };
 use crate::{
-    config::Config,
+    config::{Config, NativeFiles},
     daemon::{
         Activity, Admin, Check, DRAIN, IDLE_TICK, Office, Server, Shared, Signal, Socket, answers,
         check_free, end_runtime, keeper, limit_arenas, mount_failure, open_store, runtime,
@@ -118,11 +119,14 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
     store.keep_quota();
     store.scrub();
     let mountpoint = root.join(MOUNTPOINT);
-    let options = Options {
+    let mut options = Options {
         detect: what.detect,
         ..Options::default()
     };
     let directories = Directories::new(root, &mountpoint);
+    let wanted = config.native_files == NativeFiles::Auto;
+    options.native = Native::open(root, &directories, options.overlay, wanted, &store)
+        .map_err(|e| snapshot_failure(&e))?;
     let opened = Snapshots::open(root, directories, Arc::new(store), options);
     let (snapshots, healed) = runtime.block_on(opened).map_err(|e| snapshot_failure(&e))?;
     let server = Server::start(root, shared.clone())?;
@@ -143,6 +147,7 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
         ready.map_err(|why| Failure::new(Exit::System, format!("not ready: {why}")))?;
         tell_the_service_manager(&snapshots, &healed);
         snapshots.heal_in_the_background(&healed);
+        snapshots.keep_native();
         Ok((calls, admin))
     });
     // Containers may use one that was there before; the keeper has it, for the next try.

@@ -30,6 +30,7 @@ use super::{
     metadata::{Metadata, State},
     metrics::Calls,
     mounts::{Layers, Overlay},
+    native::Native,
     record::{
         Keyed, Kind, Labels, Moment, Named, NixLayer, Record, SnapshotId, Usage, kept_labels,
     },
@@ -41,6 +42,9 @@ use crate::nix::StorePath;
 /// request to the runtime, so that its error is ours.
 pub const ADMISSION: Duration = Duration::from_secs(90);
 
+/// Bytes of mount options from which on containerd shortens them, with something to spare.
+const MOST_OPTIONS: usize = 3072;
+
 /// How the snapshotter acts.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -50,6 +54,8 @@ pub struct Options {
     pub admission: Duration,
     /// What the kernel needs to be told.
     pub overlay: Overlay,
+    /// Files that the kernel reads itself, if there are any.
+    pub native: Option<Arc<Native>>,
 }
 
 impl Default for Options {
@@ -58,6 +64,7 @@ impl Default for Options {
             detect: true,
             admission: ADMISSION,
             overlay: Overlay::of_this_system(),
+            native: None,
         }
     }
 }
@@ -342,6 +349,13 @@ impl Snapshots {
         self.apart(async move |core| core.clean().await).await
     }
 
+    /// Looks after native files, as long as this lives.
+    pub(super) fn keep_native(&self) {
+        if let Some(native) = &self.0.options.native {
+            native.clone().keep(Arc::downgrade(&self.0));
+        }
+    }
+
     pub(super) fn clean_in_the_background(&self) {
         if self.0.clean_soon.swap(true, SeqCst) {
             return;
@@ -364,6 +378,13 @@ impl Snapshots {
         let task = tokio::spawn(work(self.0.clone()));
         task.await.unwrap_or(Err(SnapshotError::Stopping))
     }
+}
+
+/// Whether containerd can mount it although it has data-only lowers: the kernel takes a page of options, and what
+/// containerd does to shorten longer ones does not understand those.
+fn fits(mounts: &[Mount]) -> bool {
+    let length = |mount: &Mount| mount.options.iter().map(|o| o.len() + 1).sum::<usize>();
+    mounts.iter().map(length).sum::<usize>() <= MOST_OPTIONS
 }
 
 /// Runs what touches the disk on a thread that may wait.
@@ -577,22 +598,38 @@ impl Core {
                 }
             }
             let directories = &core.directories;
-            let lowers = below.iter().flat_map(|(_, layer)| {
-                let view = layer.nix.is_some().then(|| directories.view(layer.id));
-                view.into_iter().chain([directories.fs(layer.id)])
-            });
-            let own_view = shows_own.then(|| directories.view(id));
-            let lowers = own_view.into_iter().chain(lowers).collect();
-            let own = directories.fs(id);
-            let layers = match kind {
-                Kind::Active => Layers::Writable {
-                    upper: own,
-                    work: directories.work(id),
-                    lowers,
-                },
-                Kind::View | Kind::Committed => Layers::ReadOnly { own, lowers },
+            let mounts = |native: Option<&Native>| {
+                let mut data = Vec::new();
+                let lowers = below.iter().flat_map(|(_, layer)| {
+                    if let Some(native) = native
+                        && layer.parent.is_none()
+                        && let Some(lowers) = native.lowers(layer.id)
+                    {
+                        data.extend(native.data(layer.id));
+                        return Vec::from(lowers);
+                    }
+                    let view = layer.nix.is_some().then(|| directories.view(layer.id));
+                    let lowers = view.into_iter().chain([directories.fs(layer.id)]);
+                    lowers.collect()
+                });
+                let own_view = shows_own.then(|| directories.view(id));
+                let lowers = own_view.into_iter().chain(lowers).collect();
+                let own = directories.fs(id);
+                let layers = match kind {
+                    Kind::Active => Layers::Writable {
+                        upper: own,
+                        work: directories.work(id),
+                        lowers,
+                    },
+                    Kind::View | Kind::Committed => Layers::ReadOnly { own, lowers },
+                };
+                layers.mounts(core.options.overlay, &data)
             };
-            Ok(layers.mounts(core.options.overlay))
+            let native = mounts(core.options.native.as_deref());
+            Ok(match fits(&native) {
+                true => native,
+                false => mounts(None),
+            })
         })
         .await
     }

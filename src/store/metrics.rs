@@ -205,7 +205,7 @@ impl Source for Store {
         if let Ok(kept) = core.content.usage() {
             into.count(&KEPT, &[], kept);
         }
-        if let Ok((_, Some(most))) = core.content.room(&core.settings.limits) {
+        if let Ok((_, Some(most))) = core.content.room(&core.settings.limits, 0) {
             into.count(&QUOTA, &[], most);
         }
         let (known, loaded) = core.paths.count();

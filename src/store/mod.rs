@@ -96,6 +96,7 @@ pub use metrics::METRICS;
 pub use nodes::{Attr, Found, Kind, Lasts, Step};
 pub use path::{LastError, Path};
 pub use profiles::Profiles;
+pub use room::Beside;
 pub use settings::{Settings, Verify};
 pub use views::{ViewContents, ViewName, ViewNameError};
 

@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::Duration,
@@ -34,10 +34,26 @@ fn pin(path: &StorePath) -> String {
     format!("{PIN}{path}")
 }
 
+/// What is kept beside the content, can be made again from it, and so goes first.
+pub trait Beside: Send + Sync {
+    /// Bytes of disk that it takes.
+    fn bytes(&self) -> u64;
+
+    /// Frees at least so many, if it has them; how many it freed.
+    fn free(&self, bytes: u64) -> u64;
+}
+
 /// Whether room is being made.
 #[derive(Default)]
 pub(super) struct Room {
     busy: AtomicBool,
+    beside: OnceLock<Arc<dyn Beside>>,
+}
+
+impl Room {
+    fn beside(&self) -> u64 {
+        self.beside.get().map_or(0, |beside| beside.bytes())
+    }
 }
 
 impl Store {
@@ -92,7 +108,22 @@ impl Store {
     /// # Errors
     /// When the state directory can't be read.
     pub fn most_kept(&self, limits: &Limits) -> Result<Option<u64>, StoreError> {
-        Ok(self.0.content.room(limits)?.1)
+        Ok(self.0.content.room(limits, self.0.room.beside())?.1)
+    }
+
+    /// Says what is kept beside the content; the first to say so counts.
+    pub fn set_beside(&self, beside: Arc<dyn Beside>) {
+        let _ = self.0.room.beside.set(beside);
+    }
+
+    /// Whether so many bytes more may be kept by the limits.
+    pub fn room_for(&self, bytes: u64) -> bool {
+        let limits = &self.0.settings.limits;
+        let room = self.0.content.room(limits, self.0.room.beside());
+        let fits = |(usage, most): (u64, Option<u64>)| {
+            most.is_none_or(|most| usage.saturating_add(bytes) <= most)
+        };
+        room.is_ok_and(fits)
     }
 
     /// Pins paths: what is kept of them and of everything that they refer to never goes to make room.
@@ -163,7 +194,7 @@ impl Core {
         if !limits.any() {
             return;
         }
-        let Ok((usage, Some(most))) = self.content.room(&limits) else {
+        let Ok((usage, Some(most))) = self.content.room(&limits, self.room.beside()) else {
             return;
         };
         if usage <= most || self.room.busy.swap(true, SeqCst) {
@@ -173,6 +204,21 @@ impl Core {
         self.runtime.spawn_blocking(move || {
             let store = Store(core);
             let slack = (most / SLACK).min(MOST_SLACK);
+            let beside = store.0.room.beside.get();
+            let freed = beside.map_or(0, |beside| beside.free(usage - (most - slack)));
+            // What went leaves its share to the content.
+            let room = store.0.content.room(&limits, store.0.room.beside());
+            let most = room.ok().and_then(|(_, most)| most).unwrap_or(most);
+            let slack = slack.min(most);
+            if usage <= most - slack {
+                store.0.room.busy.store(false, SeqCst);
+                tracing::info!(
+                    bytes = freed,
+                    most,
+                    "what was kept beside the content went to make room"
+                );
+                return;
+            }
             let evicted = store
                 .plan_gc(EvictGoal::AtMost(most - slack), false)
                 .and_then(|plan| store.carry_out_gc(&plan));

@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use narfs_state_schema::PathState;
+
 use super::{Core, Lane, Path, Store, StoreError, fetch::Want, path::SlotEntry};
 use crate::{
     nix::{NarHash, StorePath},
@@ -31,6 +33,12 @@ impl Store {
         size: u32,
     ) -> Result<Vec<u8>, StoreError> {
         self.0.read_entry(path, entry, offset, size).await
+    }
+
+    /// Whether all of the path is here and has the hash that was promised.
+    pub fn is_whole(&self, path: &Path) -> bool {
+        let (state, _, verified) = self.0.progress(path);
+        state == PathState::Complete && verified
     }
 
     /// Bytes of the path's NAR that are here.

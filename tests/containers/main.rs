@@ -9,6 +9,7 @@
 //! pods.rs       the same as a kubelet has it: pulled from a registry, in a pod
 //! layers.rs     ordinary images: as the overlayfs snapshotter has them, in everything
 //! mixed.rs      images of ordinary and Nix layers in any order
+//! native.rs     what is here whole, read by the kernel alone
 //! lifetime.rs   containerd, snapshotter and cache stop, die and come back under containers
 //! users.rs      user namespaces: all of it as an ordinary user, and single containers
 //! many.rs       100 containers of one closure, a closure of 5,000 paths
@@ -34,6 +35,7 @@ mod lifetime;
 mod link;
 mod many;
 mod mixed;
+mod native;
 mod pods;
 mod programs;
 mod snapshotter;

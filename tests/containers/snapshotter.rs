@@ -35,12 +35,17 @@ pub struct Snapshotter {
 impl Snapshotter {
     /// Over one cache; it serves when this returns.
     pub fn start(cache: &str, key: &str) -> Self {
+        Self::configured(cache, key, "")
+    }
+
+    /// The same with a configuration file.
+    pub fn configured(cache: &str, key: &str, configuration: &str) -> Self {
         assert!(
             rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists(),
             "the snapshotter needs root and /dev/fuse; these tests are not skipped without"
         );
         let directory = tempfile::tempdir().expect("a temporary directory");
-        fs::write(directory.path().join("config.toml"), "").expect("an empty configuration");
+        fs::write(directory.path().join("config.toml"), configuration).expect("a configuration");
         let snapshotter = Self {
             cache: cache.to_owned(),
             key: key.to_owned(),
@@ -49,6 +54,14 @@ impl Snapshotter {
         };
         snapshotter.start_again();
         snapshotter
+    }
+
+    /// Ends it and starts it with another configuration.
+    pub fn configure(&self, configuration: &str) {
+        self.stop();
+        fs::write(self.directory.path().join("config.toml"), configuration)
+            .expect("a configuration");
+        self.start_again();
     }
 
     /// Starts what was stopped or killed.

@@ -35,7 +35,15 @@ impl Host {
         key: &str,
         change: impl FnOnce(Setup) -> Setup,
     ) -> Self {
-        let snapshotter = Snapshotter::start(cache, key);
+        Self::with(version, Snapshotter::start(cache, key), change)
+    }
+
+    /// With a snapshotter that was started.
+    fn with(
+        version: Version,
+        snapshotter: Snapshotter,
+        change: impl FnOnce(Setup) -> Setup,
+    ) -> Self {
         let setup = Setup::new(version).drop_in(&snapshotter.drop_in(version));
         Self {
             containerd: Containerd::start(&change(setup)),
@@ -79,6 +87,19 @@ impl World {
         let cache = format!("{}/zstd", link.url());
         Self {
             host: Host::start(version, &cache, &corpus::public_key(), change),
+            link,
+            nginx,
+        }
+    }
+
+    /// The same with a configuration file of the snapshotter.
+    pub fn configured(version: Version, configuration: &str) -> Self {
+        let nginx = Nginx::start();
+        let link = Link::start(&nginx.url);
+        let cache = format!("{}/zstd", link.url());
+        let snapshotter = Snapshotter::configured(&cache, &corpus::public_key(), configuration);
+        Self {
+            host: Host::with(version, snapshotter, |setup| setup),
             link,
             nginx,
         }
