@@ -5,8 +5,9 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    fs::DirBuilder,
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Component, Path, PathBuf},
     time::Duration,
 };
@@ -186,6 +187,12 @@ impl Needed {
     /// # Errors
     /// When the kernel can't.
     pub fn restrict(&self) -> io::Result<Watched> {
+        // What is not there can't be allowed. Whoever takes the directory says what is wrong with it.
+        let mut directory = DirBuilder::new();
+        let _ = directory
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.state_dir);
         let rules = Ruleset::new()?;
         rules.allow(&self.state_dir, Right::Keep)?;
         rules.allow(Path::new("/dev/null"), Right::Write)?;

@@ -19,8 +19,10 @@ use crate::{
     tree::{EntryIndex, Node, Tree},
 };
 
-/// A file below this has neighbours in its chunk, in bytes.
-const SMALL_FILE: u64 = 256 << 10;
+/// A wait for a file below this says that more of its kind are read, in bytes.
+const SMALL_FILE: u64 = 128 << 10;
+/// What is below this comes along, in bytes.
+const COMES_ALONG: u64 = 256 << 10;
 /// How many bytes of the kind come along at the first wait.
 const FIRST_REACH: u64 = 512 << 10;
 /// How often that is made four times as much: up to 8 MiB.
@@ -96,7 +98,7 @@ fn small_files(tree: &Tree, kind: &[u8]) -> Vec<Range<u64>> {
         .map(EntryIndex)
         .filter_map(|entry| match tree.node(entry)? {
             Node::Regular { size, offset, .. }
-                if (1..SMALL_FILE).contains(&size) && ending(tree.name(entry)) == kind =>
+                if (1..COMES_ALONG).contains(&size) && ending(tree.name(entry)) == kind =>
             {
                 Some(offset..offset + size)
             }
