@@ -108,6 +108,8 @@ use fetch::{Nar, Source};
 use lanes::Lanes;
 use path::PathTable;
 use read_ahead::Examined;
+#[doc(hidden)]
+pub use read_ahead::all_of_image;
 use recent::RecentErrors;
 use room::Room;
 use status::StatusClock;

@@ -19,6 +19,15 @@ pub(super) const MAGIC: &[u8] = b"\x7fELF";
 const CLASS: usize = 4;
 /// Entries of a dynamic section that are looked at; real ones have a few dozen.
 const MAX_DYNAMIC: usize = 4096;
+/// Segments that are looked at; real images have a dozen. Each address is looked for in all of them.
+const MAX_SEGMENTS: usize = 256;
+/// Libraries, and directories, that are taken of one image; large programs have some hundred. Each
+/// is looked up in the store.
+const MAX_NAMES: usize = 1024;
+/// Longest name that is taken, in bytes: no path is longer (`PATH_MAX`).
+const MAX_NAME: usize = 4096;
+/// Longest list of directories that is looked at, in bytes.
+const MAX_SEARCH: usize = 256 << 10;
 
 /// Code at the beginning of the executed part that every load runs (`.init`, and what the
 /// compiler's start files put in front of `.text`), in bytes, with what stands between them.
@@ -51,7 +60,8 @@ pub(super) fn needs(image: &[u8]) -> Option<Needs> {
 }
 
 /// Which parts of an image its loader reads, by the image's first bytes: what it finds names and
-/// relocations in, what it writes to, and the code that it runs first. `None` if that cannot be said: then it may be any part.
+/// relocations in, what it writes to, and the code that it runs first. In order, none of them twice:
+/// together they are no longer than the image. `None` if that cannot be said: then it may be any part.
 ///
 /// Linkers lay out what is read only, what is executed and what is written apart from each other
 /// (`-z separate-code`, the default on Linux since binutils 2.31); the first of these has the
@@ -68,7 +78,7 @@ fn parts<E: FileHeader<Endian = Endianness>>(beginning: &[u8]) -> Option<Vec<Ran
     let header = E::parse(beginning).ok()?;
     let endian = header.endian().ok()?;
     let mut parts = Vec::new();
-    for segment in header.program_headers(endian, beginning).ok()? {
+    for segment in first(header.program_headers(endian, beginning).ok()?) {
         let (start, size): (u64, u64) = (
             segment.p_offset(endian).into(),
             segment.p_filesz(endian).into(),
@@ -86,7 +96,25 @@ fn parts<E: FileHeader<Endian = Endianness>>(beginning: &[u8]) -> Option<Vec<Ran
             parts.push(start..start.checked_add(wanted)?);
         }
     }
-    Some(parts)
+    Some(merged(parts))
+}
+
+/// The same bytes in order, each once.
+fn merged(mut parts: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    parts.sort_unstable_by_key(|part| part.start);
+    let mut all: Vec<Range<u64>> = Vec::new();
+    for part in parts {
+        match all.last_mut() {
+            Some(last) if part.start <= last.end => last.end = last.end.max(part.end),
+            _ => all.push(part),
+        }
+    }
+    all
+}
+
+/// The segments that are looked at.
+fn first<P>(segments: &[P]) -> &[P] {
+    &segments[..segments.len().min(MAX_SEGMENTS)]
 }
 
 /// Which code of an image is run by whoever loads it, and when it ends: `.init`, `.fini` and the
@@ -106,7 +134,7 @@ pub(super) fn run_by_loader(image: &[u8]) -> Vec<Range<u64>> {
 fn functions<E: FileHeader<Endian = Endianness>>(image: &[u8]) -> Option<Vec<Range<u64>>> {
     let header = E::parse(image).ok()?;
     let endian = header.endian().ok()?;
-    let segments = header.program_headers(endian, image).ok()?;
+    let segments = first(header.program_headers(endian, image).ok()?);
     let entries = segments
         .iter()
         .find_map(|segment| segment.dynamic(endian, image).ok()?)?;
@@ -159,65 +187,81 @@ fn functions<E: FileHeader<Endian = Endianness>>(image: &[u8]) -> Option<Vec<Ran
             Endianness::Big => u64::from_be_bytes(padded) >> (64 - 8 * word as u32),
         });
     }
-    let mut code: Vec<u64> = found
+    let code = found
         .into_iter()
         .filter(|address| *address != 0)
         .filter_map(|address| offset_of(segments, endian, address))
-        .collect();
-    code.sort_unstable();
-    let mut parts: Vec<Range<u64>> = Vec::new();
-    for start in code {
-        let end = start.saturating_add(FUNCTION);
-        match parts.last_mut() {
-            Some(last) if start <= last.end => last.end = end,
-            _ => parts.push(start..end),
-        }
-    }
-    Some(parts)
+        .map(|start| start..start.saturating_add(FUNCTION));
+    Some(merged(code.collect()))
 }
 
 fn read<E: FileHeader<Endian = Endianness>>(image: &[u8]) -> Option<Needs> {
     let header = E::parse(image).ok()?;
     let endian = header.endian().ok()?;
-    let segments = header.program_headers(endian, image).ok()?;
+    let segments = first(header.program_headers(endian, image).ok()?);
     let mut needs = Needs::default();
-    for segment in segments {
-        if let Ok(Some(interpreter)) = segment.interpreter(endian, image) {
-            needs.interpreter = text(interpreter);
-        }
-        let Ok(Some(entries)) = segment.dynamic(endian, image) else {
-            continue;
-        };
-        let entries = &entries[..entries.len().min(MAX_DYNAMIC)];
-        let value = |entry: &E::Dyn| entry.d_val(endian).into();
-        let strings = entries
-            .iter()
-            .find(|e| e.d_tag(endian) == DT_STRTAB)
-            .map(value);
-        let Some(strings) = strings.and_then(|address| offset_of(segments, endian, address)) else {
-            continue;
-        };
-        let string = |entry: &E::Dyn| {
-            let start = usize::try_from(strings.checked_add(value(entry))?).ok()?;
-            text(image.get(start..)?.split(|b| *b == 0).next()?)
-        };
-        for entry in entries {
-            match entry.d_tag(endian) {
-                DT_NEEDED => needs.libraries.extend(string(entry)),
-                DT_RPATH | DT_RUNPATH => {
-                    let directories = string(entry).unwrap_or_default();
-                    needs.search.extend(
-                        directories
-                            .split(':')
-                            .filter(|d| !d.is_empty())
-                            .map(str::to_owned),
-                    );
-                }
-                _ => {}
+    if let Some(name) = segments
+        .iter()
+        .find_map(|segment| segment.interpreter(endian, image).ok()?)
+    {
+        needs.interpreter = text(name);
+    }
+    let Some(entries) = segments
+        .iter()
+        .find_map(|segment| segment.dynamic(endian, image).ok()?)
+    else {
+        return Some(needs);
+    };
+    let entries = &entries[..entries.len().min(MAX_DYNAMIC)];
+    let value = |entry: &E::Dyn| -> u64 { entry.d_val(endian).into() };
+    let strings = entries
+        .iter()
+        .find(|e| e.d_tag(endian) == DT_STRTAB)
+        .and_then(|e| offset_of(segments, endian, value(e)));
+    let Some(strings) = strings else {
+        return Some(needs);
+    };
+    // Not longer than `most`: entries without number may point into one text without an end.
+    let string = |entry: &E::Dyn, most: usize| {
+        let start = usize::try_from(strings.checked_add(value(entry))?).ok()?;
+        let rest = image.get(start..)?;
+        let rest = &rest[..rest.len().min(most + 1)];
+        let end = rest.iter().position(|b| *b == 0);
+        let whole = end.or((rest.len() <= most).then_some(rest.len()))?;
+        std::str::from_utf8(&rest[..whole]).ok()
+    };
+    for entry in entries {
+        match entry.d_tag(endian) {
+            DT_NEEDED if needs.libraries.len() < MAX_NAMES => {
+                needs
+                    .libraries
+                    .extend(string(entry, MAX_NAME).map(str::to_owned));
             }
+            DT_RPATH | DT_RUNPATH if needs.search.len() < MAX_NAMES => {
+                let room = MAX_NAMES - needs.search.len();
+                let directories = string(entry, MAX_SEARCH).unwrap_or_default().split(':');
+                let directories = directories.filter(|d| !d.is_empty() && d.len() <= MAX_NAME);
+                needs
+                    .search
+                    .extend(directories.take(room).map(str::to_owned));
+            }
+            _ => {}
         }
     }
     Some(needs)
+}
+
+/// All that is read of an image: the names in it, the parts that are loaded, and the code that is
+/// run by the loader. For the fuzz target `elf`, which sees only what is public.
+pub fn all_of_image(image: &[u8]) -> (Vec<String>, [Vec<Range<u64>>; 2]) {
+    let Needs {
+        interpreter,
+        libraries,
+        search,
+    } = needs(image).unwrap_or_default();
+    let names = interpreter.into_iter().chain(libraries).chain(search);
+    let parts = [loaded(image).unwrap_or_default(), run_by_loader(image)];
+    (names.collect(), parts)
 }
 
 /// Where in the file an address lies.
@@ -239,7 +283,9 @@ fn offset_of<P: ProgramHeader<Endian = Endianness>>(
 
 fn text(bytes: &[u8]) -> Option<String> {
     let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
-    String::from_utf8(bytes.to_vec()).ok()
+    (bytes.len() <= MAX_NAME)
+        .then(|| String::from_utf8(bytes.to_vec()).ok())
+        .flatten()
 }
 
 #[cfg(test)]
@@ -284,6 +330,55 @@ mod tests {
         assert_eq!(parts, run_by_loader(&image));
         assert!(parts.len() >= 2, "{parts:?}");
         assert!(parts.iter().all(|part| part.start < image.len() as u64));
+    }
+
+    /// An image of 64 bits with these segments (kind, flags, offset, size) and, behind their headers,
+    /// `rest`.
+    fn image(segments: &[(u32, u32, u64, u64)], rest: &[u8]) -> Vec<u8> {
+        let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+        image.resize(32, 0);
+        image.extend(64_u64.to_le_bytes());
+        image.resize(54, 0);
+        for half in [56_u16, segments.len() as u16, 0, 0, 0] {
+            image.extend(half.to_le_bytes());
+        }
+        for (kind, flags, offset, size) in segments {
+            image.extend([kind.to_le_bytes(), flags.to_le_bytes()].concat());
+            for number in [offset, offset, offset, size, size, &1] {
+                image.extend(number.to_le_bytes());
+            }
+        }
+        image.extend(rest);
+        image
+    }
+
+    #[test]
+    fn bytes_of_many_segments_are_fetched_once() {
+        let writable = (1, 6, 4096, 64 << 20);
+        let image = image(&vec![writable; 1000], b"");
+        let once = 4096..4096 + (64 << 20);
+        assert_eq!(loaded(&image).unwrap(), vec![once]);
+    }
+
+    #[test]
+    fn names_are_bounded_however_often_they_are_repeated() {
+        const SEGMENTS: usize = 1000;
+        let names_of = |tag: u64, text: &[u8]| {
+            let start = (64 + 56 * SEGMENTS) as u64;
+            let mut dynamic = Vec::new();
+            for (tag, value) in [(5, start + 65536)].into_iter().chain([(tag, 0); 4095]) {
+                dynamic.extend([tag, value].map(u64::to_le_bytes).concat());
+            }
+            let rest = [&dynamic, text].concat();
+            let mut segments = vec![(2, 6, start, 65536); SEGMENTS];
+            segments[0] = (1, 6, 0, start + rest.len() as u64);
+            all_of_image(&image(&segments, &rest)).0
+        };
+        assert_eq!(names_of(1, b"libc.so.6\0").len(), MAX_NAMES);
+        assert_eq!(names_of(1, &[b'a'; 1 << 20]), [""; 0]);
+        assert_eq!(names_of(29, &b"/a:".repeat(50_000)).len(), MAX_NAMES);
+        let long = [vec![b'a'; MAX_NAME + 1], b":/a".to_vec()].concat();
+        assert!(names_of(29, &long).iter().all(|name| name == "/a"));
     }
 
     #[test]

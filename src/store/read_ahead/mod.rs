@@ -22,6 +22,7 @@ use std::{
 
 use futures_util::future::join_all;
 
+pub use elf::all_of_image;
 pub(super) use neighbours::Kinds;
 
 use super::{
