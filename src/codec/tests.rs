@@ -178,6 +178,20 @@ fn decoding_resumes_at_every_checkpoint() {
 }
 
 #[test]
+fn what_cannot_be_resumed_names_no_place_for_it() {
+    let nar = data(1, 10_000);
+    let packed = pack(Compression::Brotli, &nar);
+    // One that is shorter than promised ends like any other.
+    for size in [10_000, 20_000] {
+        let source = Box::new(Cursor::new(packed.clone()));
+        let mut reader = stream(Compression::Brotli, source, Checkpoint::START, size).unwrap();
+        let (got, end) = drain(&mut *reader, 777);
+        assert!(got == nar && end.is_ok() == (size == 10_000));
+        assert_eq!(reader.checkpoint(), Some(Checkpoint::START));
+    }
+}
+
+#[test]
 fn plain_bytes_start_anywhere() {
     let nar = data(1, 10_000);
     for at in [0_u64, 1, 9_999, 10_000] {

@@ -114,7 +114,9 @@ impl<S> Units<S> {
                             packed,
                             nar: self.position,
                         };
-                        if told && place.nar > self.checkpoint.nar {
+                        if S::BETWEEN == Between::Nothing {
+                            // Where nothing may follow nothing can start either.
+                        } else if told && place.nar > self.checkpoint.nar {
                             self.passed = Some(place);
                         } else {
                             self.checkpoint = place;
