@@ -172,14 +172,15 @@ impl Profile {
         }
     }
 
-    /// How many store paths it reads, how many parts, and how many bytes of NARs.
+    /// How many store paths it reads, how many parts, and how many bytes of NARs: at most the largest
+    /// number there is, since [`MAX_RANGES`] of the largest ranges are one more.
     pub fn extent(&self) -> (u64, u64, u64) {
         let mut paths: HashMap<StorePathHash, ()> = HashMap::new();
-        let (mut parts, mut bytes) = (0, 0);
+        let (mut parts, mut bytes) = (0, 0_u64);
         for read in &self.reads {
             paths.insert(read.path.hash(), ());
             parts += read.ranges.len() as u64;
-            bytes += read.ranges.iter().map(|r| r.end - r.start).sum::<u64>();
+            bytes = (read.ranges.iter().map(|r| r.end - r.start)).fold(bytes, u64::saturating_add);
         }
         (paths.len() as u64, parts, bytes)
     }
@@ -223,6 +224,15 @@ mod tests {
         );
         assert_eq!(Profile::parse(text.as_bytes()).unwrap(), example());
         assert_eq!(example().extent(), (2, 4, 365_536 - 65_536 + 65_536));
+    }
+
+    #[test]
+    fn the_extent_of_the_largest_profile_is_a_number() {
+        let ranges = vec![format!("[0,{MAX_NAR}]"); MAX_RANGES].join(",");
+        let reads = format!("[{{\"path\":\"{B}\",\"nar\":[{ranges}]}}]");
+        let text = format!("{{\"version\":1,\"root\":\"{A}\",\"reads\":{reads}}}");
+        let profile = Profile::parse(text.as_bytes()).unwrap();
+        assert_eq!(profile.extent(), (1, MAX_RANGES as u64, u64::MAX));
     }
 
     #[test]
