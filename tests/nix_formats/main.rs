@@ -5,6 +5,7 @@
 //! its store an owner, and the commands `nix`, `nix-store` and `nix-hash`; without them the tests
 //! fail, since skipping them would look like passing.
 
+mod hostile;
 mod nix;
 mod trees;
 
