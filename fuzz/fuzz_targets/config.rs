@@ -15,6 +15,14 @@ fuzz_target!(|text: &str| {
         assert!(!setting.key.is_empty());
     }
     let _ = narfs::config::mask_url(text);
-    let _ = narfs::config::units::parse_duration(text);
-    let _ = narfs::config::units::parse_size(text);
+    use narfs::config::units;
+    if let Some(time) = units::parse_duration(text) {
+        assert_eq!(
+            units::parse_duration(&units::format_duration(time)),
+            Some(time)
+        );
+    }
+    if let Some(size) = units::parse_size(text) {
+        assert_eq!(units::parse_size(&units::format_size(size)), Some(size));
+    }
 });
