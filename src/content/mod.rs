@@ -70,7 +70,9 @@ mod tests;
 
 pub use crate::codec::Checkpoint;
 pub use check::{CheckProgress, CheckReport, Damage, DamageKind, Kept};
-pub use db::{CachedNarinfo, Db, KeptView, MAX_VIEW, NarinfoTtl, PathError, PathFacts, Pending};
+pub use db::{
+    CachedNarinfo, Db, KeptOfPath, KeptView, MAX_VIEW, NarinfoTtl, PathError, PathFacts, Pending,
+};
 pub use error::ContentError;
 pub use evict::{EvictGoal, EvictPlan, Evicted, Parts, Rank, Victim};
 pub use extents::Extents;

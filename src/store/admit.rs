@@ -2,16 +2,15 @@
 //!
 //! One admission of a path runs at a time, whoever asks; it runs as a task of its own, so that
 //! one who stops waiting does not stop it. The first *touch* of a path admits its whole closure
-//! in the background, breadth first: a loader would otherwise pay the round trips for each of
+//! in the background (`closure.rs`): a loader would otherwise pay the round trips for each of
 //! its libraries one after the other.
 
 use std::{
-    collections::HashSet,
     sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures_util::FutureExt;
 
 use super::{
     Core, Lane, Path, Slot, Store, StoreError,
@@ -34,19 +33,10 @@ const GIVE_WAY: Duration = Duration::from_millis(2);
 /// Listings above this are compiled on a thread of their own, in bytes: a millisecond's work.
 const COMPILE_ELSEWHERE: usize = 64 * 1024;
 
-type Outcome = Result<Arc<Path>, Arc<StoreError>>;
+pub(super) type Outcome = Result<Arc<Path>, Arc<StoreError>>;
 
 /// Admissions under way.
 pub(super) type Admissions = SingleFlight<StorePathHash, Outcome, StorePath>;
-
-/// What came of admitting a closure.
-#[derive(Debug, Default)]
-pub struct ClosureReport {
-    /// Paths admitted, in breadth-first order.
-    pub admitted: Vec<StorePath>,
-    /// Paths that could not be, with the reason.
-    pub failed: Vec<(StorePath, Arc<StoreError>)>,
-}
 
 impl Store {
     /// The path, if it is known and loaded.
@@ -69,11 +59,6 @@ impl Store {
         let mut all = self.0.admissions.under_way();
         all.sort_by_key(|(_, _, age)| std::cmp::Reverse(*age));
         all
-    }
-
-    /// Admits paths and everything they refer to.
-    pub async fn admit_closure(&self, roots: &[StorePath], lane: Lane) -> ClosureReport {
-        self.0.admit_closure(roots, lane).await
     }
 
     /// The caches are asked again for paths that they did not have: for those who come back because
@@ -130,7 +115,7 @@ impl Core {
     }
 
     /// Joins the admission of a path, or starts it.
-    fn admission(
+    pub(super) fn admission(
         self: &Arc<Self>,
         path: &StorePath,
         lane: Lane,
@@ -317,13 +302,38 @@ impl Core {
             };
             // Not awaited: lost in a crash, it is written again.
             drop(db.put_facts(vec![(path.hash(), facts)]));
-        } else if offer.trusted.is_some() && offer.trusted != facts.trusted {
+        } else {
+            self.note_trust(path, offer, &facts);
+        }
+        let admitted = self.enter(path, slot, offer, tree, facts);
+        let admitted = self.with_right_tree(admitted).await?;
+        if !known && admitted.source.has_index() {
+            self.read_index_soon(&admitted);
+        }
+        Ok(admitted)
+    }
+
+    /// Keeps what was found of a narinfo's signatures, so that they need not be looked at again.
+    pub(super) fn note_trust(&self, path: &StorePath, offer: &Offer, facts: &PathFacts) {
+        if offer.trusted.is_some() && offer.trusted != facts.trusted {
             let trusted = offer.trusted.clone();
-            // Nor here: then it is found anew.
+            // Not awaited: lost in a crash, it is found anew.
+            let db = self.content.db();
             drop(db.update_facts(&path.hash(), |facts| facts.trusted = trusted));
         }
+    }
+
+    /// Puts a path into the table; if another was faster, his is the one.
+    pub(super) fn enter(
+        &self,
+        path: &StorePath,
+        slot: Slot,
+        offer: &Offer,
+        tree: Tree,
+        facts: PathFacts,
+    ) -> Arc<Path> {
         let narinfo = &offer.narinfo;
-        let admitted = Arc::new(Path {
+        self.paths.insert(Arc::new(Path {
             slot,
             store_path: path.clone(),
             nar_hash: narinfo.nar_hash,
@@ -343,14 +353,8 @@ impl Core {
                     substituter: None,
                 }),
             }),
-            first_seen: facts.first_seen.unwrap_or(now),
-        });
-        self.paths.insert(admitted.clone());
-        let admitted = self.with_right_tree(admitted).await?;
-        if !known && admitted.source.has_index() {
-            self.read_index_soon(&admitted);
-        }
-        Ok(admitted)
+            first_seen: facts.first_seen.unwrap_or_else(unix_now),
+        }))
     }
 
     /// The first touch of a path admits its closure in the background.
@@ -373,73 +377,6 @@ impl Core {
                 "closure admitted"
             );
         });
-    }
-
-    pub(super) async fn admit_closure(
-        self: &Arc<Self>,
-        roots: &[StorePath],
-        lane: Lane,
-    ) -> ClosureReport {
-        self.admit_many(roots, None, lane, true).await
-    }
-
-    /// Admits paths, but nothing that they refer to.
-    pub(super) async fn admit_all(
-        self: &Arc<Self>,
-        paths: &[StorePath],
-        lane: Lane,
-    ) -> ClosureReport {
-        // Who names them has them from somebody who knew them; with one cache, it is this one.
-        let likely = match &*self.caches.usable() {
-            [only] => Some(only.clone()),
-            _ => None,
-        };
-        self.admit_many(paths, likely, lane, false).await
-    }
-
-    async fn admit_many(
-        self: &Arc<Self>,
-        roots: &[StorePath],
-        likely: Option<Substituter>,
-        lane: Lane,
-        references_too: bool,
-    ) -> ClosureReport {
-        let mut report = ClosureReport::default();
-        let mut seen: HashSet<StorePathHash> = HashSet::new();
-        let mut running = FuturesUnordered::new();
-        let start = |path: &StorePath, likely: Option<Substituter>| {
-            let (core, path) = (self.clone(), path.clone());
-            async move {
-                let outcome = match core.loaded(&path.hash()) {
-                    Some(known) if known.store_path == path => Ok(known),
-                    _ => core.admission(&path, lane, likely).await,
-                };
-                (path, outcome)
-            }
-        };
-        for root in roots {
-            if seen.insert(root.hash()) {
-                running.push(start(root, likely.clone()));
-            }
-        }
-        while let Some((path, outcome)) = running.next().await {
-            match outcome {
-                Ok(admitted) => {
-                    // Its references are looked after here; no need to do it again for each.
-                    admitted.touch();
-                    let references = admitted.references.iter().filter(|_| references_too);
-                    for reference in references {
-                        if seen.insert(reference.hash()) {
-                            running
-                                .push(start(reference, Some(admitted.source.substituter.clone())));
-                        }
-                    }
-                    report.admitted.push(path);
-                }
-                Err(error) => report.failed.push((path, error)),
-            }
-        }
-        report
     }
 }
 

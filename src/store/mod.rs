@@ -8,7 +8,8 @@
 //! nodes.rs     names, attributes, directories, reads, by inode number
 //! directory.rs lists of names
 //! own_nodes.rs the directories that are the mount's own: its root, views, status
-//! admit.rs     store path ──▶ trusted narinfo ──▶ compiled tree ──▶ slot; whole closures
+//! admit.rs     store path ──▶ trusted narinfo ──▶ compiled tree ──▶ slot
+//! closure.rs   the same for whole closures, and at once for all that is known
 //! beliefs.rs   trees that no NAR has confirmed yet
 //! caches.rs    in which order the caches are asked
 //! narinfo.rs   which cache has a path, and whether it is trusted
@@ -34,6 +35,7 @@ mod beliefs;
 mod book;
 mod caches;
 mod check;
+mod closure;
 mod counters;
 mod describe;
 mod directory;
@@ -83,8 +85,8 @@ use crate::{
 };
 
 pub use about::PREFIX as ATTRIBUTE_PREFIX;
-pub use admit::ClosureReport;
 pub use check::{CheckReport, Checked, Condition};
+pub use closure::ClosureReport;
 pub use counters::Counters;
 pub use describe::Description;
 pub use directory::{Directory, DirectoryEntry};

@@ -88,14 +88,29 @@ impl Core {
         for substituter in &self.caches.usable() {
             let of_this = kept.iter().filter(|k| k.substituter == substituter.name());
             for text in of_this.filter_map(|k| k.text.as_deref()) {
-                let answer = self.judge_narinfo(substituter, path, text, facts.trusted.as_deref());
-                if let Answer::Offer(offer) = answer {
-                    let facts = Some(facts);
-                    return Ok(Some(Offer { facts, ..*offer }));
+                if let Some(offer) = self.kept_offer(path, substituter, text, &facts) {
+                    return Ok(Some(offer));
                 }
             }
         }
         Ok(None)
+    }
+
+    /// A narinfo that was kept, if it is of this path and trusted.
+    pub(super) fn kept_offer(
+        &self,
+        path: &StorePath,
+        substituter: &Substituter,
+        text: &[u8],
+        facts: &PathFacts,
+    ) -> Option<Offer> {
+        match self.judge_narinfo(substituter, path, text, facts.trusted.as_deref()) {
+            Answer::Offer(offer) => Some(Offer {
+                facts: Some(facts.clone()),
+                ..*offer
+            }),
+            Answer::Absent | Answer::Failed(_) => None,
+        }
     }
 
     /// What is kept of a path, whichever cache said it, with that cache's name: for showing and

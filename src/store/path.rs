@@ -206,30 +206,30 @@ impl PathTable {
         Some(self.slot(&entry.store_path.hash())?.0)
     }
 
-    fn put(&self, slot: Slot, entry: SlotEntry) {
-        let digest = entry.store_path.hash();
+    /// An admitted path takes its place; if it was loaded meanwhile, that one is in use and is given back.
+    pub fn insert(&self, path: Arc<Path>) -> Arc<Path> {
+        let (slot, digest) = (path.slot, path.store_path.hash());
         let mut digests = lock!(self.digests, write);
         let mut slots = lock!(self.slots, write);
         let at = slot.0 as usize;
         if slots.len() <= at {
             slots.resize(at + 1, None);
         }
+        let first = slots[at].as_ref().and_then(|e| e.path.clone());
+        if let Some(first) = first.filter(|p| p.store_path == path.store_path) {
+            return first;
+        }
         // A path whose tree was replaced has several slots; the newest, the greatest, counts.
         let newest = digests.entry(digest).or_insert(slot);
         if *newest <= slot {
             *newest = slot;
         }
-        slots[at] = Some(entry);
-        self.version.fetch_add(1, Relaxed);
-    }
-
-    /// An admitted path takes its place.
-    pub fn insert(&self, path: Arc<Path>) {
-        let entry = SlotEntry {
+        slots[at] = Some(SlotEntry {
             store_path: path.store_path.clone(),
             path: Some(path.clone()),
-        };
-        self.put(path.slot, entry);
+        });
+        self.version.fetch_add(1, Relaxed);
+        path
     }
 
     /// Takes a slot out of use: its inode numbers are gone for good.

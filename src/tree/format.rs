@@ -140,6 +140,17 @@ impl Entry {
         out
     }
 
+    /// Whether the bytes that mean nothing are zero, so that the entry has no other form than [`Self::encode`]'s.
+    pub fn is_canonical(bytes: &[u8; ENTRY_LEN]) -> bool {
+        let is_zero = |range: std::ops::Range<usize>| bytes[range].iter().all(|b| *b == 0);
+        match bytes[9] {
+            0 => is_zero(10..16) && is_zero(24..32),
+            1 | 2 => is_zero(10..16),
+            3 => is_zero(16..32),
+            _ => false,
+        }
+    }
+
     /// The entry; `None` for an unknown kind.
     pub fn decode(bytes: &[u8; ENTRY_LEN]) -> Option<Self> {
         let kind = match bytes[9] {

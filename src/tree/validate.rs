@@ -8,7 +8,7 @@ use super::{
     },
     layout::{Laid, Shape, layout},
     limits::{MAX_DEPTH, MAX_ENTRIES, MAX_STRINGS, check_name, check_target},
-    walk::{Place, Step, Walk},
+    walk::Place,
 };
 use crate::nix::NarHash;
 
@@ -140,12 +140,14 @@ fn check_header(image: &[u8]) -> Result<Header, Damage> {
     Ok(header)
 }
 
-/// Numbers, parents, names, links: all but the offsets.
+/// Numbers, parents, names, links, depth: all but the offsets.
 fn check_entries(parts: &Parts<'_>, header: &Header) -> Result<(), Damage> {
     let mut strings = 0u64;
     // Children follow each other in the order of their directories: this is the first one that no
     // directory has claimed yet.
     let mut unclaimed = 1u32;
+    // Entries stand level by level: where the next one begins, all children of this one's are claimed.
+    let (mut depth, mut level_end) = (0, 1);
     for number in 0..header.entries {
         let wrong = |what| Damage::Entry {
             entry: number,
@@ -153,11 +155,17 @@ fn check_entries(parts: &Parts<'_>, header: &Header) -> Result<(), Damage> {
         };
         let raw = parts.raw(number).ok_or(wrong("place"))?;
         let entry = Entry::decode(raw).ok_or(wrong("kind"))?;
-        if entry.encode() != *raw {
+        if !Entry::is_canonical(raw) {
             return Err(wrong("reserved byte"));
         }
         if number == 0 && (entry.parent != 0 || entry.name_len != 0) {
             return Err(wrong("name or parent, being the root"));
+        }
+        if number == level_end {
+            (depth, level_end) = (depth + 1, unclaimed);
+            if depth > MAX_DEPTH {
+                return Err(wrong("depth"));
+            }
         }
         if u64::from(entry.name_at) != strings {
             return Err(wrong("place of its name"));
@@ -222,19 +230,8 @@ fn check_children(
     Ok(())
 }
 
-/// Depth, offsets and total.
+/// Offsets and total.
 fn check_layout(parts: &Parts<'_>, header: &Header) -> Result<(), Damage> {
-    for step in Walk::new(|entry| parts.place(entry)) {
-        match step {
-            Step::Enter(entry, depth) if depth > MAX_DEPTH => {
-                return Err(Damage::Entry {
-                    entry,
-                    what: "depth",
-                });
-            }
-            _ => {}
-        }
-    }
     let mut misplaced = None;
     let total = layout(parts, |entry, at| {
         let right = matches!(

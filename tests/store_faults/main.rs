@@ -20,6 +20,7 @@ mod everywhere;
 mod failover;
 mod full_disk;
 mod keeping;
+mod known;
 mod listings;
 mod narinfos;
 mod network;

@@ -67,13 +67,7 @@ impl Db {
 
     /// The facts of a store path; nothing known gives nothing but defaults.
     pub fn facts(&self, hash: &StorePathHash) -> Result<PathFacts, ContentError> {
-        self.core.read(|txn| {
-            let table = txn.open_table(FACTS)?;
-            Ok(table
-                .get(hash.as_bytes())?
-                .map(|v| decode(v.value()))
-                .unwrap_or_default())
-        })
+        self.core.read(|txn| found(&txn.open_table(FACTS)?, hash))
     }
 
     /// The facts of every store path that has some.
@@ -91,6 +85,14 @@ impl Db {
                 .collect()
         })
     }
+}
+
+pub(super) fn found(
+    table: &impl ReadableTable<&'static [u8; 20], &'static [u8]>,
+    hash: &StorePathHash,
+) -> Result<PathFacts, redb::Error> {
+    let found = table.get(hash.as_bytes())?;
+    Ok(found.map(|v| decode(v.value())).unwrap_or_default())
 }
 
 fn encode(facts: &PathFacts) -> Result<Vec<u8>, redb::Error> {

@@ -25,6 +25,7 @@
 mod backend;
 mod cache_infos;
 mod facts;
+mod known;
 mod narinfos;
 mod open;
 mod profiles;
@@ -35,6 +36,7 @@ mod views;
 mod writer;
 
 pub use facts::{PathError, PathFacts};
+pub use known::KeptOfPath;
 pub use narinfos::{CachedNarinfo, NarinfoTtl};
 pub use slots::MAX_SLOT;
 pub use views::{KeptView, MAX_VIEW};
