@@ -1,6 +1,9 @@
 //! Caches with chunk indexes, as `narfs publish` writes them: what is fetched, and what lies come to.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use narfs::{
     chunks::{self, Chunk, ChunkIndex},
@@ -17,7 +20,7 @@ use crate::{
     },
     world::{
         Setup, World, admitted, all_right, fetched, flushed, never_wrong, read, read_all, serve,
-        truth,
+        truth, until,
     },
 };
 
@@ -356,4 +359,44 @@ async fn a_new_version_costs_what_changed() {
         );
         assert!(store.counters().copied.get() + fetched + 3 * CHUNK >= b.index.nar_size);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_a_cache_has_no_profile_is_believed_for_its_time_and_after_a_restart() {
+    let key = key();
+    let cache = Cache::new(&key);
+    let library = package();
+    let run = directory([("run", exec(noise(7, 300_000)))]);
+    let program = Package::new("program", &run).with_references(&[&library]);
+    for package in [&library, &program] {
+        Published::of(package).put(&cache, package, &key);
+    }
+    let server = serve(cache.path());
+    let profile = format!("/{}", narfs::profile::file_name(&program.path.hash()));
+    let state = tempfile::tempdir().unwrap();
+    let hour = Duration::from_secs(3600);
+    // What is believed for no time at all is asked for each time.
+    let starts = [(hour, 1), (hour, 1), (Duration::ZERO, 2), (hour, 2)];
+    for (number, (ttl, asked)) in starts.into_iter().enumerate() {
+        let setup = Setup::trusting(&key).with(|s| s.negative_ttl = ttl);
+        let store = setup.open(state.path(), &[&server]);
+        let path = admitted(&store, &program).await;
+        // A cold start: nothing of the program is read, so the next one is cold as well.
+        store.touch(&path);
+        until(|| store.known(&library.path).is_some() && server.count(&profile) >= asked).await;
+        let name = store.substituters()[0].name().to_owned();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let db = store.content().db();
+        let kept = || db.has_no_profile(&program.path.hash(), &name, now.as_secs() + 1, 3600);
+        until(|| kept().unwrap()).await;
+        // Longer than it takes to ask.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(server.count(&profile), asked, "start {number}");
+    }
+    // Who was told that there is one now.
+    let store = Setup::trusting(&key).open(state.path(), &[&server]);
+    store.forget_absence([&program.path]).await.unwrap();
+    let path = admitted(&store, &program).await;
+    store.touch(&path);
+    until(|| server.count(&profile) == 3).await;
 }

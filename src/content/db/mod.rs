@@ -12,6 +12,7 @@
 //! | `uses` | NAR hash, 32 bytes | seconds since 1970 of the last use |
 //! | `facts` | digest | JSON, [`PathFacts`] |
 //! | `profiles` | digest of a program's store path | its access profile, text |
+//! | `no-profiles` | digest of a program's store path, substituter | seconds since 1970 when it said that it has no profile |
 //! | `cache-infos` | substituter | seconds since 1970 when fetched, its `nix-cache-info` |
 //!
 //! Everything in it can be had again, at the price of requests, but the slots: they are inode numbers that a mount

@@ -2,7 +2,7 @@
 
 use redb::{ReadableTable, TableDefinition};
 
-use super::{Db, Pending};
+use super::{Db, Pending, profiles::NO_PROFILES};
 use crate::{content::ContentError, nix::StorePathHash};
 
 /// Digest of a store path, substituter.
@@ -132,7 +132,7 @@ impl Db {
             .collect())
     }
 
-    /// Forgets that substituters do not have this store path.
+    /// Forgets that substituters do not have this store path, or a profile of it.
     pub fn forget_negative(&self, hash: &StorePathHash) -> Pending<()> {
         let hash = *hash;
         self.writer.submit(move |txn| {
@@ -151,6 +151,8 @@ impl Db {
             for substituter in &negative {
                 table.remove((hash.as_bytes(), substituter.as_str()))?;
             }
+            txn.open_table(NO_PROFILES)?
+                .retain(|(digest, _), _| digest != hash.as_bytes())?;
             Ok(Ok(()))
         })
     }

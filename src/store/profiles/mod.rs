@@ -15,7 +15,7 @@ mod replay;
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{Core, Lane, Path, Slot, Store, StoreError};
+use super::{Core, Lane, Path, Slot, Store, StoreError, unix_now};
 use crate::{
     nix::{StorePath, StorePathHash},
     profile::{MAX_PROFILE, Profile, file_name},
@@ -119,9 +119,21 @@ impl Core {
             return None;
         }
         let cache = &root.source.substituter;
+        let (db, ttl) = (self.content.db(), self.settings.negative_ttl.as_secs());
+        if db
+            .has_no_profile(&hash, cache.name(), unix_now(), ttl)
+            .unwrap_or(false)
+        {
+            return None;
+        }
         let asked = cache.file_beside(file_name(&hash), MAX_PROFILE, self.open_deadline());
         let text = match trace::on_behalf(Lane::ReadAhead.as_str(), &root.store_path, asked).await {
-            Ok(text) => text?,
+            Ok(Some(text)) => text,
+            Ok(None) => {
+                // Not awaited: lost in a crash, it is asked for again.
+                drop(db.put_no_profile(&hash, cache.name(), unix_now(), ttl));
+                return None;
+            }
             Err(error) => {
                 tracing::debug!(path = %root.store_path, %error, "no profile");
                 return None;
@@ -130,7 +142,7 @@ impl Core {
         self.counters.fetched.add(text.len() as u64);
         let profile = parse(&text, cache.name())?;
         // Not awaited: the next start asks again.
-        drop(self.content.db().put_profile(&hash, text));
+        drop(db.put_profile(&hash, text));
         Some(profile)
     }
 }
