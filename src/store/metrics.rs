@@ -105,6 +105,11 @@ static DAMAGED: Metric = Metric::counter(
     Unit::Bytes,
     "Kept bytes that the disk gave back wrong or not at all; readers got those of a cache",
 );
+static COPIED: Metric = Metric::counter(
+    "narfs_copied",
+    Unit::Bytes,
+    "Bytes of NARs that were copied from other NARs here, and not fetched",
+);
 static PROFILE_FETCHED: Metric = Metric::counter(
     "narfs_profile_fetched",
     Unit::Bytes,
@@ -154,6 +159,7 @@ pub static METRICS: &[&Metric] = &[
     &EVICTED,
     &FREED,
     &DAMAGED,
+    &COPIED,
     &PROFILE_FETCHED,
     &PROFILE_UNREAD,
     &KEPT,
@@ -199,6 +205,7 @@ impl Source for Store {
         into.count(&EVICTED, &[], counted.evicted.get());
         into.count(&FREED, &[], counted.evicted_bytes.get());
         into.count(&DAMAGED, &[], core.content.damaged_bytes());
+        into.count(&COPIED, &[], counted.copied.get());
         into.count(&PROFILE_FETCHED, &[], counted.profile_fetched.get());
         into.count(&PROFILE_UNREAD, &[], counted.profile_unread.get());
         // A state directory that can't be read has other ways to say so.

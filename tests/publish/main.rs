@@ -12,4 +12,5 @@ mod lazy;
 mod nix;
 mod profile;
 mod servers;
+mod since;
 mod world;
