@@ -357,7 +357,11 @@ async fn a_new_version_costs_what_changed() {
             "{verify:?}: {fetched} of {}",
             b.packed.len()
         );
-        assert!(store.counters().copied.get() + fetched + 3 * CHUNK >= b.index.nar_size);
+        let copied = store.counters().copied.get();
+        assert!(copied + fetched + 3 * CHUNK >= b.index.nar_size);
+        let scrape = narfs::metrics::text(narfs::metrics::Scrape::of(&[&store])).unwrap();
+        let told = format!("\nnarfs_copied_bytes_total {copied}\n");
+        assert!(scrape.contains(&told), "{told} is not in {scrape}");
     }
 }
 
