@@ -107,6 +107,16 @@ fn path_info(sandbox: &Sandbox, number: usize, info: &NarInfo, text: &[u8]) -> O
     (output.status.success() && said.contains("\"narHash\"")).then_some(said)
 }
 
+/// Whether each value stands where Nix looks for it: two bytes behind the name, up to the end of the line.
+fn spaced_as_by_nix(text: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(text);
+    text.lines().all(|line| {
+        let value = line.split_once(": ").map(|(_, value)| value);
+        value.is_some_and(|value| value.trim() == value) || line.ends_with(": ")
+    }) && text.ends_with('\n')
+        && !text.contains('\r')
+}
+
 /// Holds what Nix says against what narfs read.
 fn assert_says(said: &str, info: &NarInfo) {
     let said: serde_json::Value = serde_json::from_str(said).expect("JSON");
@@ -138,7 +148,9 @@ fn what_is_read_as_a_narinfo_says_the_same_to_nix() {
                 continue;
             };
             read += 1;
-            if let Some(said) = path_info(&sandbox, 2 * read, &info, &text) {
+            if !spaced_as_by_nix(&text) {
+                // narfs takes a field without its space, with more of them, and lines of Windows.
+            } else if let Some(said) = path_info(&sandbox, 2 * read, &info, &text) {
                 as_it_is += 1;
                 assert_says(&said, &info);
             }
