@@ -3,7 +3,10 @@
 use tonic::Code;
 
 use super::{record::Kind, snapshots::Snapshots};
-use crate::metrics::{Counter, Label, Metric, Scrape, Source, Unit};
+use crate::{
+    metrics::{Counter, Label, Metric, Scrape, Source, Unit},
+    store::Beside,
+};
 
 static CALLS: Metric = Metric::counter(
     "narfs_snapshotter_calls",
@@ -25,9 +28,19 @@ static SNAPSHOTS: Metric =
         name: "kind",
         bound: "active, view, committed",
     }]);
+static NATIVE: Metric = Metric::gauge(
+    "narfs_native_files",
+    Unit::Bytes,
+    "Disk space that native files take: trees of layers and copies; missing where there are none",
+);
+static NATIVE_MENDED: Metric = Metric::counter(
+    "narfs_native_files_mended",
+    Unit::None,
+    "Native files that were not what was fetched, and were mended",
+);
 
 /// All of them.
-pub static METRICS: &[&Metric] = &[&CALLS, &SNAPSHOTS];
+pub static METRICS: &[&Metric] = &[&CALLS, &SNAPSHOTS, &NATIVE, &NATIVE_MENDED];
 
 const NAMES: [&str; 10] = [
     "Prepare", "View", "Mounts", "Commit", "Remove", "Stat", "Update", "List", "Usage", "Cleanup",
@@ -67,6 +80,10 @@ impl Source for Snapshots {
         ] {
             let these = state.iter().filter(|(_, record)| record.kind == kind);
             into.count(&SNAPSHOTS, &[name], these.count() as u64);
+        }
+        if let Some(native) = &self.0.options.native {
+            into.count(&NATIVE, &[], native.bytes());
+            into.count(&NATIVE_MENDED, &[], native.mended());
         }
     }
 }

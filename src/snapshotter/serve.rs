@@ -127,6 +127,9 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
     let wanted = config.native_files == NativeFiles::Auto;
     options.native = Native::open(root, &directories, options.overlay, wanted, &store)
         .map_err(|e| snapshot_failure(&e))?;
+    if let Some(native) = &options.native {
+        native.scrub(config.scrub_rate.0);
+    }
     let opened = Snapshots::open(root, directories, Arc::new(store), options);
     let (snapshots, healed) = runtime.block_on(opened).map_err(|e| snapshot_failure(&e))?;
     let server = Server::start(root, shared.clone())?;

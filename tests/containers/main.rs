@@ -15,6 +15,8 @@
 //! many.rs       100 containers of one closure, a closure of 5,000 paths
 //! ```
 
+#[path = "../support/admin.rs"]
+mod admin;
 #[path = "../support/containerd/mod.rs"]
 mod containerd;
 #[path = "../support/corpus.rs"]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    admin::metrics,
     containerd::{Container, Version},
     corpus,
     mounted::{output, run, wait_until},
@@ -73,13 +74,16 @@ fn names(directory: &Path) -> Vec<PathBuf> {
     names
 }
 
+fn inside(path: &Path) -> &Path {
+    path.strip_prefix("/nix/store").expect("a store path")
+}
+
 /// The copies of one store path or file, in whichever layer.
 fn copy_of(native: &Path, path: &Path) -> PathBuf {
-    let inside = path.strip_prefix("/nix/store").expect("a store path");
     let layers = names(&native.join("files"));
-    let found = layers.iter().map(|layer| layer.join(inside));
+    let found = layers.iter().map(|layer| layer.join(inside(path)));
     let found = found.filter(|copy| copy.exists()).collect::<Vec<_>>();
-    assert_eq!(found.len(), 1, "{layers:?} {}", inside.display());
+    assert_eq!(found.len(), 1, "{layers:?} {}", path.display());
     found[0].clone()
 }
 
@@ -173,6 +177,44 @@ fn containers_read_native_files_and_miss_none_that_goes() {
     }
     assert_eq!(told(&third), truth);
     assert_eq!(told(&waiting(&world, &image)), truth);
+}
+
+#[test]
+fn a_copy_that_the_disk_changed_is_found_and_mended() {
+    let with_scrub = "native-files = \"auto\"\nscrub-rate = \"1GB\"\n";
+    let world = World::configured(Version::Installed, "native-files = \"auto\"\n");
+    let native = world.snapshotter.root().join("native");
+    let image = world.python_image();
+    let first = waiting(&world, &image);
+    let truth = told(&first);
+    let file = python_root().join("lib/python3.11/argparse.py");
+    let copies = || -> Vec<PathBuf> {
+        let layers = names(&native.join("files"));
+        let found = layers.iter().map(|layer| layer.join(inside(&file)));
+        found.filter(|copy| copy.exists()).collect()
+    };
+    wait_until("there is a copy", || copies().len() == 1);
+    let second = waiting(&world, &image);
+    assert_eq!(told(&second), truth);
+
+    // As the disk would: neither size nor time tell.
+    let copy = copies().remove(0);
+    let right = fs::read(&copy).expect("a copy");
+    let mut wrong = right.clone();
+    wrong[right.len() / 2] ^= 1;
+    fs::write(&copy, &wrong).expect("written");
+    assert_ne!(told(&second), truth);
+    configured(&world, with_scrub);
+    wait_until("the copy is mended", || {
+        fs::read(&copy).is_ok_and(|bytes| bytes == right)
+    });
+    assert_eq!(told(&second), truth);
+    assert_eq!(told(&waiting(&world, &image)), truth);
+    let root = world.snapshotter.root();
+    wait_until("it is counted", || {
+        metrics(&root)["narfs_native_files_mended_total"] == 1.0
+    });
+    assert!(metrics(&root)["narfs_native_files_bytes"] > 0.0);
 }
 
 #[test]

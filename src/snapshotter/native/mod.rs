@@ -17,14 +17,13 @@
 //! when room is needed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt, fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use super::{
@@ -32,25 +31,15 @@ use super::{
     directories::{Directories, remove},
     error::SnapshotError,
     mounts::Overlay,
-    record::{NixLayer, SnapshotId},
-    snapshots::{Core, blocking},
+    record::SnapshotId,
 };
-use crate::{
-    nix::StorePath,
-    store::{Beside, Path as Known, Store, StoreError, ViewName},
-};
+use crate::store::Store;
 
+mod check;
+mod make;
 mod probe;
+mod stock;
 mod write;
-
-/// How often layers are looked at. What is whole the same at two looks is made into a tree.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Most trees of one layer.
-const MOST_TREES: u32 = 8;
-/// A new tree has to bring so much more than the last: a fourth.
-const WORTH: u64 = 4;
-/// This part of the file system stays free, whatever the limits: one in so many.
-const LEAVE_FREE: u64 = 20;
 
 /// A tree that a layer has.
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +80,8 @@ pub struct Native {
     store: Store,
     state: Mutex<State>,
     allocated: AtomicU64,
+    /// Files of copies that were mended.
+    mended: AtomicU64,
 }
 
 impl fmt::Debug for Native {
@@ -142,52 +133,13 @@ impl Native {
             store: store.clone(),
             state: Mutex::new(State::default()),
             allocated: AtomicU64::new(0),
+            mended: AtomicU64::new(0),
             root,
         };
         native.take_stock()?;
         let native = Arc::new(native);
         store.set_beside(native.clone());
         Ok(Some(native))
-    }
-
-    /// What an earlier process left.
-    fn take_stock(&self) -> Result<(), SnapshotError> {
-        let mut state = self.state();
-        for (path, name) in listed(&self.root.join("trees"))? {
-            let Some((id, number)) = parse_tree(&name) else {
-                remove(&path)?;
-                continue;
-            };
-            let tree = Tree {
-                number,
-                paths: listed(&path.join("nix/store"))?.len(),
-                content: None,
-            };
-            self.allocated.fetch_add(allocated(&path)?, Relaxed);
-            let newest = state.trees.entry(id).or_insert(tree);
-            if newest.number < number {
-                *newest = tree;
-            }
-        }
-        for (path, name) in listed(&self.root.join("files"))? {
-            let Some(id) = name.parse().ok().map(SnapshotId).filter(|_| self.on) else {
-                remove(&path)?;
-                continue;
-            };
-            for (path, name) in listed(&path)? {
-                let bytes = allocated(&path)?;
-                let copy = state.copies.entry(name).or_insert_with(|| {
-                    self.allocated.fetch_add(bytes, Relaxed);
-                    Copy {
-                        allocated: bytes,
-                        layers: BTreeSet::new(),
-                        made: 0,
-                    }
-                });
-                copy.layers.insert(id);
-            }
-        }
-        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -207,6 +159,11 @@ impl Native {
         Some([rest, self.tree_path(id, tree.number)])
     }
 
+    /// How many files of copies were not what was fetched, and were mended.
+    pub fn mended(&self) -> u64 {
+        self.mended.load(Relaxed)
+    }
+
     /// Where the content of a layer's tree is: first come copies, then the view.
     pub fn data(&self, id: SnapshotId) -> [PathBuf; 2] {
         let view = self.directories.view(id);
@@ -216,289 +173,6 @@ impl Native {
     fn files(&self, id: SnapshotId) -> PathBuf {
         self.root.join("files").join(id.to_string())
     }
-
-    /// Looks at the layers from time to time, as long as the snapshotter lives.
-    pub(super) fn keep(self: Arc<Self>, core: Weak<Core>) {
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(LOOK_EVERY).await;
-                let Some(core) = core.upgrade() else { return };
-                let state = core.metadata.state();
-                let ids: HashSet<_> = state.iter().map(|(_, record)| record.id).collect();
-                // The kernel takes a tree as the lowest layer only.
-                let lowest = state.iter().filter(|(_, record)| record.parent.is_none());
-                let layers: Vec<_> = lowest
-                    .filter_map(|(_, record)| Some((record.id, record.nix.clone()?)))
-                    .collect();
-                let native = self.clone();
-                if let Err(error) = blocking(move || native.look(&ids, &layers)).await {
-                    tracing::warn!(%error, "native files can't be made; containers read from the mount");
-                }
-            }
-        });
-    }
-
-    /// One look: what belongs to nobody goes, what is whole and worth it is made.
-    fn look(
-        &self,
-        ids: &HashSet<SnapshotId>,
-        layers: &[(SnapshotId, NixLayer)],
-    ) -> Result<(), SnapshotError> {
-        self.sweep(ids)?;
-        if !self.on {
-            return Ok(());
-        }
-        for (id, layer) in layers {
-            let known = layer.own.iter().filter_map(|path| self.store.known(path));
-            let whole: Vec<_> = known.filter(|path| self.store.is_whole(path)).collect();
-            let content: u64 = whole.iter().map(|path| path.nar_size).sum();
-            let before = self.state().seen.insert(*id, (whole.len(), content));
-            let tree = self.state().trees.get(id).copied();
-            let settled = before == Some((whole.len(), content)) && !whole.is_empty();
-            let all = whole.len() == layer.own.len();
-            if settled
-                && worth_it(tree, whole.len(), content, all)
-                && self.has_mountpoints_only(*id, layer)?
-            {
-                let number = tree.map_or(1, |tree| tree.number + 1);
-                self.make(*id, number, layer, &whole, content)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Trees and copies of layers that are gone.
-    fn sweep(&self, ids: &HashSet<SnapshotId>) -> Result<(), SnapshotError> {
-        let gone: Vec<_> = {
-            let mut state = self.state();
-            state.seen.retain(|id, _| ids.contains(id));
-            let gone = state.trees.keys().filter(|id| !ids.contains(id));
-            gone.copied().collect()
-        };
-        if !gone.is_empty() {
-            for (path, name) in listed(&self.root.join("trees"))? {
-                if parse_tree(&name).is_some_and(|(id, _)| gone.contains(&id)) {
-                    let bytes = allocated(&path)?;
-                    remove(&path)?;
-                    self.allocated.fetch_sub(bytes, Relaxed);
-                }
-            }
-            self.state().trees.retain(|id, _| ids.contains(id));
-        }
-        for view in self.store.views() {
-            let tree = view.as_str().strip_prefix('s').and_then(parse_tree);
-            if let Some((id, number)) = tree
-                && !self.tree_path(id, number).exists()
-            {
-                self.remove_rest(&view)?;
-            }
-        }
-        for (path, name) in listed(&self.root.join("files"))? {
-            if name.parse().is_ok_and(|id| ids.contains(&SnapshotId(id))) {
-                continue;
-            }
-            remove(&path)?;
-        }
-        let mut state = self.state();
-        state.copies.retain(|_, copy| {
-            copy.layers.retain(|id| ids.contains(id));
-            if copy.layers.is_empty() {
-                self.allocated.fetch_sub(copy.allocated, Relaxed);
-            }
-            !copy.layers.is_empty()
-        });
-        Ok(())
-    }
-
-    /// Deletes the copies of a path; whoever has one open keeps it, others read from the mount. What is freed.
-    fn drop_copy(&self, name: &str) -> Result<u64, SnapshotError> {
-        let Some(copy) = self.state().copies.remove(name) else {
-            return Ok(0);
-        };
-        self.allocated.fetch_sub(copy.allocated, Relaxed);
-        for id in copy.layers {
-            remove(&self.files(id).join(name))?;
-        }
-        Ok(copy.allocated)
-    }
-
-    /// Whether so many bytes more may be kept.
-    fn has_room(&self, bytes: u64) -> bool {
-        let Ok(fs) = self.store.content().file_system() else {
-            return false;
-        };
-        let fits = fs.free.saturating_sub(bytes) >= fs.size / LEAVE_FREE;
-        fits && self.store.room_for(bytes)
-    }
-
-    /// Whether what the image itself has in a layer is nothing but where store paths are to be.
-    fn has_mountpoints_only(
-        &self,
-        id: SnapshotId,
-        layer: &NixLayer,
-    ) -> Result<bool, SnapshotError> {
-        let own: HashSet<_> = layer.own.iter().map(StorePath::to_string).collect();
-        let root = self.directories.fs(id);
-        let store = root.join("nix/store");
-        for (directory, only) in [(&root, "nix"), (&root.join("nix"), "store")] {
-            if directory.exists() && listed(directory)?.iter().any(|(_, name)| name != only) {
-                return Ok(false);
-            }
-        }
-        Ok(!store.exists() || listed(&store)?.iter().all(|(_, name)| own.contains(name)))
-    }
-
-    /// Makes the view of what is not in a tree.
-    fn make_rest(
-        &self,
-        id: SnapshotId,
-        number: u32,
-        layer: &NixLayer,
-        whole: &[Arc<Known>],
-    ) -> Result<(), SnapshotError> {
-        let whole: HashSet<_> = whole.iter().map(|path| &path.store_path).collect();
-        let rest = layer.own.iter().filter(|path| !whole.contains(path));
-        let rest: Vec<_> = rest.cloned().collect();
-        let name = rest_name(id, number);
-        let view = ViewName::parse(&name).map_err(|_| StoreError::NoEntry);
-        let made = view.and_then(|view| {
-            let made = self.store.make_view(&view, &rest, &layer.shown);
-            self.store.runtime().block_on(made)
-        });
-        made.map_err(|source| SnapshotError::View { key: name, source })
-    }
-
-    fn remove_rest(&self, view: &ViewName) -> Result<(), SnapshotError> {
-        let removed = self.store.runtime().block_on(self.store.remove_view(view));
-        removed.map(drop).map_err(|source| SnapshotError::View {
-            key: view.as_str().to_owned(),
-            source,
-        })
-    }
-
-    fn make(
-        &self,
-        id: SnapshotId,
-        number: u32,
-        layer: &NixLayer,
-        whole: &[Arc<Known>],
-        content: u64,
-    ) -> Result<(), SnapshotError> {
-        let have = self.state().copies.clone();
-        let other = |path: &Known| have.get(&path.store_path.to_string());
-        let lacking: Vec<_> = whole
-            .iter()
-            .filter(|path| other(path).is_none_or(|copy| !copy.layers.contains(&id)))
-            .collect();
-        let new = lacking.iter().filter(|path| other(path).is_none());
-        let bytes = new.map(|path| path.nar_size).sum();
-        if !self.has_room(bytes) {
-            tracing::debug!(snapshot = %id, bytes, "no room for native files");
-            return Ok(());
-        }
-        let tmp = self.root.join("tmp");
-        let writer = write::Writer {
-            store: &self.store,
-            overlay: self.overlay,
-        };
-        let tree = tmp.join(format!("{id}.{number}"));
-        let made = (|| {
-            for path in &lacking {
-                let name = path.store_path.to_string();
-                let to = tmp.join(&name);
-                match other(path).and_then(|copy| copy.layers.first()) {
-                    Some(other) => write::link(&self.files(*other).join(&name), &to)?,
-                    None => writer.copy(path, &to)?,
-                }
-            }
-            writer.tree(whole, &tree)?;
-            // Before anything has its name, all of it is on the disk.
-            write::sync(&tmp)
-        })();
-        if let Err(e) = made {
-            // Whatever it was: nothing of this is seen by anybody.
-            let _ = remove(&tmp).and_then(|()| create(&tmp));
-            return Err(SnapshotError::io("write native files in", &tmp, e));
-        }
-        let files = self.files(id);
-        fs::create_dir_all(&files)
-            .map_err(|e| SnapshotError::io("create the directory", &files, e))?;
-        for path in lacking {
-            let name = path.store_path.to_string();
-            let from = tmp.join(&name);
-            // A path without a file has no copies.
-            if !from.exists() {
-                continue;
-            }
-            let bytes = allocated(&from)?;
-            rename(&from, &files.join(&name))?;
-            let mut state = self.state();
-            state.made += 1;
-            let made = state.made;
-            let copy = state.copies.entry(name).or_insert_with(|| {
-                self.allocated.fetch_add(bytes, Relaxed);
-                Copy {
-                    allocated: bytes,
-                    layers: BTreeSet::new(),
-                    made,
-                }
-            });
-            copy.layers.insert(id);
-        }
-        self.make_rest(id, number, layer, whole)?;
-        let bytes_of_tree = allocated(&tree)?;
-        rename(&tree, &self.tree_path(id, number))?;
-        self.allocated.fetch_add(bytes_of_tree, Relaxed);
-        let made = Tree {
-            number,
-            paths: whole.len(),
-            content: Some(content),
-        };
-        self.state().trees.insert(id, made);
-        tracing::info!(snapshot = %id, number, paths = whole.len(), bytes, "native files are there for the next containers");
-        Ok(())
-    }
-}
-
-impl Beside for Native {
-    fn bytes(&self) -> u64 {
-        self.allocated.load(Relaxed)
-    }
-
-    fn free(&self, bytes: u64) -> u64 {
-        let mut copies: Vec<_> = {
-            let state = self.state();
-            let copies = state
-                .copies
-                .iter()
-                .map(|(name, copy)| (copy.made, name.clone()));
-            copies.collect()
-        };
-        copies.sort();
-        let mut freed = 0;
-        for (_, name) in copies {
-            if freed >= bytes {
-                break;
-            }
-            match self.drop_copy(&name) {
-                Ok(bytes) => freed += bytes,
-                Err(error) => tracing::warn!(%error, "native files can't be deleted"),
-            }
-        }
-        freed
-    }
-}
-
-/// Whether a tree of so many paths, with so many bytes, is made beside the newest that there is; `all` that the layer has
-/// always are.
-fn worth_it(tree: Option<Tree>, paths: usize, content: u64, all: bool) -> bool {
-    let Some(tree) = tree else { return true };
-    let (before, now) = match tree.content {
-        Some(before) => (before, content),
-        None => (tree.paths as u64, paths as u64),
-    };
-    let enough = now >= before + (before / WORTH).max(1) || all && paths > tree.paths;
-    enough && tree.number < MOST_TREES
 }
 
 /// Name of the view of what is not in a tree.
@@ -510,14 +184,6 @@ fn rest_name(id: SnapshotId, number: u32) -> String {
 fn parse_tree(name: &str) -> Option<(SnapshotId, u32)> {
     let (id, number) = name.split_once('.')?;
     Some((SnapshotId(id.parse().ok()?), number.parse().ok()?))
-}
-
-fn create(path: &Path) -> Result<(), SnapshotError> {
-    fs::create_dir(path).map_err(|e| SnapshotError::io("create the directory", path, e))
-}
-
-fn rename(from: &Path, to: &Path) -> Result<(), SnapshotError> {
-    fs::rename(from, to).map_err(|e| SnapshotError::io("rename", from, e))
 }
 
 /// What lies in a directory, with its name.
@@ -553,26 +219,6 @@ fn allocated(path: &Path) -> Result<u64, SnapshotError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn another_tree_has_to_bring_more() {
-        let tree = |number, content| {
-            Some(Tree {
-                number,
-                paths: 8,
-                content,
-            })
-        };
-        assert!(worth_it(None, 1, 1, false));
-        assert!(!worth_it(tree(1, None), 9, 1000, false));
-        assert!(worth_it(tree(1, None), 10, 1, false));
-        assert!(!worth_it(tree(1, Some(100)), 8, 100, true));
-        assert!(!worth_it(tree(1, Some(100)), 20, 124, false));
-        assert!(worth_it(tree(1, Some(100)), 9, 101, true));
-        assert!(worth_it(tree(1, Some(100)), 9, 125, false));
-        assert!(!worth_it(tree(1, Some(0)), 8, 0, false));
-        assert!(!worth_it(tree(MOST_TREES, Some(1)), 80, 100, true));
-    }
 
     #[test]
     fn names_of_trees() {

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Read at a time.
-const STEP: u64 = 1 << 20;
+pub(super) const STEP: u64 = 1 << 20;
 /// Files of at most so many bytes lie in the tree itself: a block, as the attributes that would say where they are.
 const SMALL: u64 = 4096;
 /// Seconds since 1970 that everything in a Nix store was changed at.
@@ -33,7 +33,7 @@ pub(super) struct Writer<'a> {
 }
 
 /// Whether a file's content is a copy beside the tree.
-fn is_apart(size: u64) -> bool {
+pub(super) fn is_apart(size: u64) -> bool {
     size > SMALL
 }
 
@@ -153,7 +153,7 @@ impl Writer<'_> {
     }
 }
 
-fn named(path: &Known, entry: EntryIndex) -> &OsStr {
+pub(super) fn named(path: &Known, entry: EntryIndex) -> &OsStr {
     OsStr::from_bytes(path.tree.name(entry))
 }
 
@@ -167,7 +167,7 @@ fn create(path: &Path, executable: bool) -> io::Result<File> {
 }
 
 /// Gives it the time that everything in a Nix store has.
-fn dated(path: &Path) -> io::Result<()> {
+pub(super) fn dated(path: &Path) -> io::Result<()> {
     let time = Timespec {
         tv_sec: MTIME,
         tv_nsec: 0,
