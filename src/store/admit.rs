@@ -29,11 +29,19 @@ use crate::{
 
 /// Head start of the reader who touched a path over the admission of its closure, which takes
 /// every connection there is. A fraction of any round trip.
-const GIVE_WAY: Duration = Duration::from_millis(2);
+pub(super) const GIVE_WAY: Duration = Duration::from_millis(2);
 /// Listings above this are compiled on a thread of their own, in bytes: a millisecond's work.
 const COMPILE_ELSEWHERE: usize = 64 * 1024;
 
 pub(super) type Outcome = Result<Arc<Path>, Arc<StoreError>>;
+
+/// What is known of a path before anybody was asked.
+pub(super) struct Hint {
+    /// The cache that most likely has it.
+    pub likely: Option<Substituter>,
+    /// Somebody named it, and will go on with what is in it.
+    pub named: bool,
+}
 
 /// Admissions under way.
 pub(super) type Admissions = SingleFlight<StorePathHash, Outcome, StorePath>;
@@ -87,8 +95,25 @@ impl Core {
         self: &Arc<Self>,
         path: &StorePath,
     ) -> Result<Arc<Path>, StoreError> {
+        self.admit_hinted(path, false).await
+    }
+
+    /// The same for somebody who named it, and will go on with what is in it.
+    pub(super) async fn admit_named(
+        self: &Arc<Self>,
+        path: &StorePath,
+    ) -> Result<Arc<Path>, StoreError> {
+        self.admit_hinted(path, true).await
+    }
+
+    async fn admit_hinted(
+        self: &Arc<Self>,
+        path: &StorePath,
+        named: bool,
+    ) -> Result<Arc<Path>, StoreError> {
         let waited = self.settings.lookup_timeout;
-        let admission = self.admission(path, Lane::Demand, self.only_cache_of_an_empty_store());
+        let likely = self.only_cache_of_an_empty_store();
+        let admission = self.admission(path, Lane::Demand, Hint { likely, named });
         match tokio::time::timeout(waited, admission.clone()).await {
             Ok(outcome) => Ok(outcome?),
             // Somebody has to stream the NAR to know what is in it: that may take longer.
@@ -119,14 +144,14 @@ impl Core {
         self: &Arc<Self>,
         path: &StorePath,
         lane: Lane,
-        likely: Option<Substituter>,
+        hint: Hint,
     ) -> single_flight::Outcome<Outcome> {
         self.admissions
             .join(&path.hash(), path, lane, |urgency, underway| {
                 let (core, path) = (self.clone(), path.clone());
                 let task = self.runtime.spawn(async move {
                     let _underway = underway;
-                    core.run_admission(&path, &urgency, likely).await
+                    core.run_admission(&path, &urgency, hint).await
                 });
                 task.map(|j| j.unwrap_or_else(|_| Err(Arc::new(StoreError::Stopping))))
                     .boxed()
@@ -137,7 +162,7 @@ impl Core {
         self: &Arc<Self>,
         path: &StorePath,
         lane: &Urgency,
-        likely: Option<Substituter>,
+        hint: Hint,
     ) -> Outcome {
         if let Some(known) = self.loaded(&path.hash()) {
             return match known.store_path == *path {
@@ -145,7 +170,7 @@ impl Core {
                 false => Err(Arc::new(StoreError::NoEntry)),
             };
         }
-        let outcome = self.admit_now(path, lane, likely).await;
+        let outcome = self.admit_now(path, lane, hint).await;
         match &outcome {
             Ok(_) => {
                 tracing::debug!(%path, ?lane, "admitted");
@@ -167,7 +192,7 @@ impl Core {
         self: &Arc<Self>,
         path: &StorePath,
         lane: &Urgency,
-        likely: Option<Substituter>,
+        hint: Hint,
     ) -> Result<Arc<Path>, StoreError> {
         if let Some(offer) = self.known_offer(path)? {
             self.counters.narinfo_hits.add(1);
@@ -181,7 +206,7 @@ impl Core {
         // A referrer came from this cache: it most likely has this path too, so the listing is
         // asked for without waiting for the narinfo.
         let early = async {
-            match &likely {
+            match &hint.likely {
                 Some(substituter) => Some((
                     substituter.name(),
                     self.listing_text(substituter, path, lane).await,
@@ -189,7 +214,13 @@ impl Core {
                 None => None,
             }
         };
-        let (offer, early) = tokio::join!(self.find_offer(path, lane), early);
+        let offer = async {
+            let offer = self.find_offer(path, lane).await?;
+            let urgency = *lane.borrow();
+            self.ask_early(path, &offer, urgency, hint.named);
+            Ok::<_, StoreError>(offer)
+        };
+        let (offer, early) = tokio::join!(offer, early);
         let offer = offer?;
         let early = early
             .filter(|(name, _)| *name == offer.substituter.name())

@@ -19,7 +19,10 @@ use futures_util::{
     stream::FuturesUnordered,
 };
 
-use super::{Core, Lane, Path, Store, StoreError, admit::Outcome};
+use super::{
+    Core, Lane, Path, Store, StoreError,
+    admit::{Hint, Outcome},
+};
 use crate::{
     content::KeptOfPath,
     nix::{StorePath, StorePathHash},
@@ -83,7 +86,7 @@ impl Core {
         self.admit_many(paths, likely, lane, false).await
     }
 
-    async fn admit_many(
+    pub(super) async fn admit_many(
         self: &Arc<Self>,
         roots: &[StorePath],
         likely: Option<Substituter>,
@@ -151,7 +154,8 @@ impl Core {
         lane: Lane,
     ) -> BoxFuture<'_, Came> {
         async move {
-            let outcome = self.admission(&path, lane, likely).await;
+            let named = false;
+            let outcome = self.admission(&path, lane, Hint { likely, named }).await;
             Came {
                 done: vec![(path, outcome)],
                 ..Came::default()

@@ -1,13 +1,15 @@
 //! Who may use the link now: three lanes with strict priority.
 //!
 //! A transfer is in one lane at a time and asks for its turn before every piece it takes from
-//! the network. A transfer that a reader waits for never waits here. Read-ahead waits while such
-//! a transfer *flows*, that is, has begun to bring bytes; background work waits for both. While
-//! the others only wait for their first byte the link would be idle, so the lower lanes go on.
+//! the network. A transfer that a reader waits for never waits here. Background work waits while
+//! any other *flows*, that is, has begun to bring bytes; read-ahead while a stream does that a reader
+//! waits for. While the others only wait for their first byte the link would be idle, so the lower
+//! lanes go on.
 //!
 //! Of the transfers of a lower lane only the oldest few run: what they have in flight stands in
 //! front of the next reader's first byte, and what began first is needed first. How much read-ahead
-//! has in flight is bounded in bytes, by what keeps the link busy (`window.rs`).
+//! has in flight is bounded in bytes, by what keeps the link busy (`window.rs`). Pieces that were asked
+//! for in another lane keep it busy as well, until they are here.
 //!
 //! Acts: any number of tasks. One lock, inside the watch channel, never held across an await.
 //! Each transfer is on show in the [`InFlight`] table from here on.
@@ -64,7 +66,11 @@ impl Lane {
 struct Traffic {
     next_id: u64,
     demand_flowing: usize,
+    /// Those of them of which it is not known how much they will bring.
+    demand_streams_flowing: usize,
     read_ahead_flowing: usize,
+    /// What the pieces that were asked for still have to bring, in bytes, whatever their lane.
+    under_way: BTreeMap<u64, u64>,
     /// What each still has to bring, in bytes; of a stream that is not known.
     read_ahead: BTreeMap<u64, Option<u64>>,
     background: BTreeSet<u64>,
@@ -76,7 +82,12 @@ impl Traffic {
         match lane {
             Lane::Demand => true,
             Lane::ReadAhead => {
-                self.demand_flowing == 0 && self.in_window().any(|running| running == id)
+                self.demand_streams_flowing == 0
+                    && match self.read_ahead.get(&id) {
+                        Some(Some(_)) if self.under_way.contains_key(&id) => true,
+                        Some(Some(_)) => self.has_room() && self.is_in_window(id),
+                        _ => self.is_in_window(id),
+                    }
             }
             Lane::Background => {
                 self.demand_flowing == 0
@@ -84,6 +95,15 @@ impl Traffic {
                     && oldest(&self.background, BACKGROUND_AT_ONCE, id)
             }
         }
+    }
+
+    /// Whether the link would be idle soon.
+    fn has_room(&self) -> bool {
+        self.under_way.values().sum::<u64>() < self.window.bytes()
+    }
+
+    fn is_in_window(&self, id: u64) -> bool {
+        self.in_window().any(|running| running == id)
     }
 
     /// The oldest transfers of read-ahead, as many as the window holds.
@@ -120,12 +140,33 @@ impl Traffic {
         }
     }
 
-    fn flowing(&mut self, lane: Lane) -> Option<&mut usize> {
-        match lane {
-            Lane::Demand => Some(&mut self.demand_flowing),
-            Lane::ReadAhead => Some(&mut self.read_ahead_flowing),
-            Lane::Background => None,
+    /// A piece is asked for: what it has to bring fills the link.
+    fn depart(&mut self, id: u64, to_bring: Option<u64>) {
+        if let Some(to_bring) = to_bring {
+            self.under_way.insert(id, to_bring);
         }
+    }
+
+    /// It brings nothing more; whether others may go now.
+    fn arrive(&mut self, id: u64) -> bool {
+        let had_room = self.has_room();
+        self.under_way.remove(&id).is_some() && !had_room && self.has_room()
+    }
+
+    /// A transfer of that lane begins to flow, or flows no longer; whether anybody waits for that.
+    fn set_flows(&mut self, lane: Lane, is_stream: bool, flows: bool) -> bool {
+        let count = |n: &mut usize| *n = if flows { *n + 1 } else { *n - 1 };
+        match lane {
+            Lane::Demand => {
+                count(&mut self.demand_flowing);
+                if is_stream {
+                    count(&mut self.demand_streams_flowing);
+                }
+            }
+            Lane::ReadAhead => count(&mut self.read_ahead_flowing),
+            Lane::Background => return false,
+        }
+        true
     }
 }
 
@@ -150,6 +191,11 @@ impl Default for Lanes {
 }
 
 impl Lanes {
+    /// How many bytes of read-ahead keep the link busy.
+    pub fn window(&self) -> u64 {
+        self.traffic.borrow().window.bytes()
+    }
+
     /// Whether somebody waits for bytes that come just now.
     pub fn demand_flows(&self) -> bool {
         self.traffic.borrow().demand_flowing > 0
@@ -234,18 +280,22 @@ impl Transfer<'_> {
         self.to_bring = self.to_bring.map(|left| left.saturating_sub(bytes as u64));
         let (id, lane, to_bring) = (self.id, self.lane, self.to_bring);
         self.lanes.traffic.send_if_modified(|t| {
-            let before = t.in_window().count();
+            let before = (t.in_window().count(), t.has_room());
             t.window.received(bytes as u64, answered_in, now);
             if lane == Lane::ReadAhead {
                 t.join(lane, id, to_bring);
             }
+            if let (Some(left), Some(to_bring)) = (t.under_way.get_mut(&id), to_bring) {
+                *left = to_bring;
+            }
             // Others wait for their turn only.
-            t.in_window().count() > before
+            t.in_window().count() > before.0 || t.has_room() && !before.1
         });
     }
 
     /// What was asked for did not come, or not all of it.
     pub fn failed(&self) {
+        self.lanes.traffic.send_if_modified(|t| t.arrive(self.id));
         self.lanes.in_flight.failed(&self.shown);
     }
 
@@ -257,12 +307,8 @@ impl Transfer<'_> {
         let (from, id, flows, to_bring) = (self.lane, self.id, self.flows, self.to_bring);
         self.lanes.traffic.send_modify(|t| {
             if flows {
-                if let Some(n) = t.flowing(from) {
-                    *n -= 1;
-                }
-                if let Some(n) = t.flowing(lane) {
-                    *n += 1;
-                }
+                t.set_flows(from, to_bring.is_none(), false);
+                t.set_flows(lane, to_bring.is_none(), true);
             }
             t.leave(from, id);
             t.join(lane, id, to_bring);
@@ -276,20 +322,10 @@ impl Transfer<'_> {
         if flows == self.flows {
             return;
         }
-        let lane = self.lane;
+        let (lane, is_stream) = (self.lane, self.to_bring.is_none());
         self.lanes
             .traffic
-            .send_if_modified(|t| match t.flowing(lane) {
-                Some(n) if flows => {
-                    *n += 1;
-                    true
-                }
-                Some(n) => {
-                    *n -= 1;
-                    true
-                }
-                None => false,
-            });
+            .send_if_modified(|t| t.set_flows(lane, is_stream, flows));
         self.flows = flows;
         self.shown.set_flows(flows);
     }
@@ -301,18 +337,24 @@ impl Transfer<'_> {
 
     /// Returns when this transfer may take its next piece. Cancel-safe.
     pub async fn turn(&self) {
-        if self.lane == Lane::Demand {
-            return self.lanes.in_flight.began(&self.shown);
+        let (id, lane, to_bring) = (self.id, self.lane, self.to_bring);
+        let mut traffic = self.lanes.traffic.subscribe();
+        loop {
+            let mut goes = false;
+            // Whoever goes takes his room at once: others are about to look.
+            self.lanes.traffic.send_if_modified(|t| {
+                goes = t.may_go(id, lane);
+                if goes {
+                    t.depart(id, to_bring);
+                }
+                false
+            });
+            if goes {
+                return self.lanes.in_flight.began(&self.shown);
+            }
+            // The sender lives as long as `self.lanes`, so waiting can not fail.
+            let _ = traffic.wait_for(|t| t.may_go(id, lane)).await;
         }
-        let (id, lane) = (self.id, self.lane);
-        // The sender lives as long as `self.lanes`, so waiting can not fail.
-        let _ = self
-            .lanes
-            .traffic
-            .subscribe()
-            .wait_for(|t| t.may_go(id, lane))
-            .await;
-        self.lanes.in_flight.began(&self.shown);
     }
 }
 
@@ -321,7 +363,10 @@ impl Drop for Transfer<'_> {
         self.set_flows(false);
         self.lanes.in_flight.leave(&self.shown);
         let (id, lane) = (self.id, self.lane);
-        self.lanes.traffic.send_if_modified(|t| t.leave(lane, id));
+        self.lanes.traffic.send_if_modified(|t| {
+            let made_room = t.arrive(id);
+            t.leave(lane, id) || made_room
+        });
     }
 }
 
@@ -357,6 +402,47 @@ mod tests {
         assert!(!goes(&ahead));
         drop(demand);
         assert!(goes(&ahead) && goes(&back));
+    }
+
+    #[test]
+    fn pieces_that_readers_wait_for_keep_the_link_busy_too() {
+        let lanes = Lanes::default();
+        let path = StorePath::parse("00000000000000000000000000000000-x").unwrap();
+        let window = Window::default().bytes();
+        let mut wanted = lanes.enter_piece(Lane::Demand, &path, window);
+        let ahead = lanes.enter_piece(Lane::ReadAhead, &path, 1);
+        assert!(goes(&wanted));
+        assert!(!goes(&ahead), "nothing more fits");
+        wanted.set_flows(true);
+        wanted.received(1);
+        assert!(goes(&ahead), "its rest fills the window no longer");
+        let back = enter(&lanes, Lane::Background);
+        assert!(!goes(&back), "the background waits for it all the same");
+        wanted.set_lane(Lane::ReadAhead);
+        wanted.set_lane(Lane::Demand);
+        assert!(goes(&ahead) && !goes(&back));
+        wanted.set_flows(false);
+        drop(wanted);
+        assert!(goes(&ahead) && goes(&back));
+    }
+
+    #[test]
+    fn older_ones_that_become_read_ahead_wait_for_what_is_under_way() {
+        let lanes = Lanes::default();
+        let path = StorePath::parse("00000000000000000000000000000000-x").unwrap();
+        let window = Window::default().bytes();
+        let piece = |bytes| lanes.enter_piece(Lane::Background, &path, bytes);
+        let [mut first, mut second, mut third] = [piece(1), piece(window), piece(window)];
+        third.set_lane(Lane::ReadAhead);
+        assert!(goes(&third));
+        second.set_lane(Lane::ReadAhead);
+        first.set_lane(Lane::ReadAhead);
+        assert!(!goes(&second) && !goes(&first), "the link is full");
+        assert!(goes(&third), "what is under way goes on");
+        third.failed();
+        assert!(goes(&first), "nothing comes of it for now");
+        drop(third);
+        assert!(goes(&second));
     }
 
     #[test]

@@ -39,6 +39,7 @@ mod closure;
 mod counters;
 mod describe;
 mod directory;
+mod early;
 mod error;
 mod fetch;
 mod ids;

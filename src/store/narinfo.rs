@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{SemaphorePermit, watch};
 
-use super::{Core, Lane, StoreError, single_flight::Urgency, unix_now};
+use super::{Core, Lane, StoreError, early::Early, single_flight::Urgency, unix_now};
 use crate::{
     chunks,
     codec::{self, CodecError},
@@ -37,6 +37,8 @@ pub(super) struct Offer {
     pub trusted: Option<String>,
     /// The path's facts, where they were looked up for this.
     pub facts: Option<PathFacts>,
+    /// What was asked for along with it.
+    pub early: Arc<Early>,
 }
 
 /// What one cache said.
@@ -299,6 +301,7 @@ impl Core {
             true => Answer::Offer(Box::new(Offer {
                 trusted: proven.then_some(judgement),
                 facts: None,
+                early: Arc::default(),
                 chunks: chunks::announced(&narinfo, &self.settings.keys),
                 narinfo,
                 substituter: substituter.clone(),

@@ -72,7 +72,7 @@ impl Store {
         }
         let core = self.0.clone();
         Step::Wait(Box::pin(async move {
-            match core.admit_in_time(&path).await {
+            match core.admit_named(&path).await {
                 Ok(admitted) => core.found_path(view, &admitted),
                 Err(error) if error.is_absence() => Ok(Found::NotNow),
                 Err(error) => Err(error),

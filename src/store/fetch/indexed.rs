@@ -16,7 +16,6 @@ use crate::{
     content::{ContentError, Extents},
     nix::TrustedKeys,
     store::{Core, Event, Path, StoreError, book::ChunkPlace, settings::Verify},
-    trace,
     tree::{self, Tree},
 };
 
@@ -123,15 +122,15 @@ impl Core {
             self.book.add(&index);
             return Ok(table(index));
         }
-        let file = file_name(&source.url);
-        let ask = source.substituter.chunk_index(&file, self.open_deadline());
-        let asked = trace::on_behalf(nar.lane().as_str(), &nar.path, ask).await;
+        let asked = self.chunk_index_of(source, &nar.path, nar.lane()).await;
         let bytes = match asked {
             Ok(Some(bytes)) => bytes,
-            Ok(None) => return Err(NoUse::Index(format!("{file} is announced, and not there"))),
+            Ok(None) => {
+                let file = file_name(&source.url);
+                return Err(NoUse::Index(format!("{file} is announced, and not there")));
+            }
             Err(error) => return Err(NoUse::Index(error.to_string())),
         };
-        self.counters.fetched.add(bytes.len() as u64);
         let core = self.clone();
         let judged = tokio::task::spawn_blocking(move || {
             let index = judge.judge(&bytes)?;

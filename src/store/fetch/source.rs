@@ -16,7 +16,7 @@ use crate::{
     codec::Checkpoint,
     content::NarFile,
     nix::{Compression, NarHash, NarInfo},
-    store::{caches::last_those_that_rest, narinfo::Offer},
+    store::{caches::last_those_that_rest, early::Early, narinfo::Offer},
     substituter::{Deadline, FetchError, NarBody, Substituter},
 };
 
@@ -39,6 +39,8 @@ pub(crate) struct Source {
     pub file_hash: Option<NarHash>,
     /// Whether a trusted key says that the cache has a chunk index of the file.
     pub chunks: bool,
+    /// What was asked for along with its narinfo.
+    pub(in crate::store) early: Arc<Early>,
     /// The cache answered a range with the whole file.
     no_ranges: AtomicBool,
     damaged: Mutex<Option<(Instant, String)>>,
@@ -47,7 +49,10 @@ pub(crate) struct Source {
 impl Source {
     /// The source that a cache's narinfo names.
     pub(in crate::store) fn of(offer: &Offer) -> Self {
-        Self::new(offer.substituter.clone(), &offer.narinfo, offer.chunks)
+        Self {
+            early: offer.early.clone(),
+            ..Self::new(offer.substituter.clone(), &offer.narinfo, offer.chunks)
+        }
     }
 
     pub(super) fn new(substituter: Substituter, narinfo: &NarInfo, chunks: bool) -> Self {
@@ -58,6 +63,7 @@ impl Source {
             file_size: narinfo.file_size,
             file_hash: narinfo.file_hash,
             chunks,
+            early: Arc::default(),
             no_ranges: AtomicBool::new(false),
             damaged: Mutex::new(None),
         }

@@ -15,11 +15,10 @@ mod replay;
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{Core, Lane, Path, Slot, Store, StoreError, unix_now};
+use super::{Core, Path, Slot, Store, StoreError, unix_now};
 use crate::{
     nix::{StorePath, StorePathHash},
-    profile::{MAX_PROFILE, Profile, file_name},
-    trace,
+    profile::Profile,
 };
 
 pub(super) use guide::Guides;
@@ -97,6 +96,16 @@ impl Core {
         });
     }
 
+    /// Whether the cache said lately that it has no profile of this path.
+    pub(super) fn has_no_profile(&self, path: &StorePathHash, cache: &str) -> bool {
+        let ttl = self.settings.negative_ttl.as_secs();
+        let known = self
+            .content
+            .db()
+            .has_no_profile(path, cache, unix_now(), ttl);
+        known.unwrap_or(false)
+    }
+
     /// The profile of a path that is kept, or that lies beside the cache it comes from.
     async fn find_profile(self: &Arc<Self>, root: &Arc<Path>) -> Option<Profile> {
         let hash = root.store_path.hash();
@@ -119,17 +128,14 @@ impl Core {
             return None;
         }
         let cache = &root.source.substituter;
-        let (db, ttl) = (self.content.db(), self.settings.negative_ttl.as_secs());
-        if db
-            .has_no_profile(&hash, cache.name(), unix_now(), ttl)
-            .unwrap_or(false)
-        {
+        let db = self.content.db();
+        if self.has_no_profile(&hash, cache.name()) {
             return None;
         }
-        let asked = cache.file_beside(file_name(&hash), MAX_PROFILE, self.open_deadline());
-        let text = match trace::on_behalf(Lane::ReadAhead.as_str(), &root.store_path, asked).await {
+        let text = match self.profile_of(&root.source, &root.store_path).await {
             Ok(Some(text)) => text,
             Ok(None) => {
+                let ttl = self.settings.negative_ttl.as_secs();
                 // Not awaited: lost in a crash, it is asked for again.
                 drop(db.put_no_profile(&hash, cache.name(), unix_now(), ttl));
                 return None;
@@ -139,7 +145,6 @@ impl Core {
                 return None;
             }
         };
-        self.counters.fetched.add(text.len() as u64);
         let profile = parse(&text, cache.name())?;
         // Not awaited: the next start asks again.
         drop(db.put_profile(&hash, text));

@@ -19,9 +19,9 @@ use crate::{
     store::{Core, Lane, Path, Slot, fetch::Nar, fetch::Want},
 };
 
-/// How many bytes of NARs are asked for at a time: enough for the link, as the lanes use it, to be
-/// never without. More would be in front of what becomes known meanwhile, and comes earlier.
-const AT_A_TIME: u64 = 4 << 20;
+/// How many bytes of NARs are asked for at a time, over what keeps the link busy: they are packed when
+/// they come. More would be in front of what becomes known meanwhile, and comes earlier.
+const PACKED: u64 = 2;
 /// Most that one profile has fetched, in bytes of NARs.
 const MOST: u64 = 1 << 30;
 /// Parts are put together up to so many bytes.
@@ -66,7 +66,7 @@ impl Core {
                 tracing::debug!(path = %root.store_path, "its profile is of another start");
                 return fetches.detach_all();
             }
-            while asked < AT_A_TIME {
+            while asked < PACKED * self.lanes.window() {
                 while parts.get(first).is_some_and(Option::is_none) {
                     first += 1;
                 }
