@@ -1,7 +1,7 @@
 //! Everything at once, for a while: readers, containers that come and go, a snapshotter that is
 //! killed, caches that flap, and room for a fraction of what is read. Every byte is compared with
-//! what the real nix unpacked; no read may fail; at the end nothing is left over, and memory and
-//! descriptors are where they were.
+//! what the real nix unpacked; no read may fail; at the end nothing is left over, every gauge of what
+//! goes on is back at zero, and memory and descriptors are where they were.
 //!
 //! ```text
 //! NARFS_SOAK_SECONDS=3600 NARFS_SOAK_SEED=7 cargo test --test soak -- --nocapture
@@ -10,9 +10,12 @@
 //! Without, it takes a minute and a half and has always the same seed: what happens, in which order
 //! and how long after each other depends on the seed alone.
 
+#[path = "../support/admin.rs"]
+mod admin;
 #[path = "../support/corpus.rs"]
 mod corpus;
 mod figures;
+mod gauges;
 #[allow(dead_code, unused_imports, reason = "each test uses a part of it")]
 #[path = "../support/scripted/mod.rs"]
 mod scripted;

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::{
     corpus,
     figures::Figures,
+    gauges,
     scripted::{Reply, Server, When},
     snapshot::visit,
     snapshotter::{Labels, PATIENCE, Root, Setup, Snapshotter},
@@ -265,18 +266,21 @@ impl World {
 
     /// Every number that says what goes on now goes back to zero.
     fn wait_until_idle(&self) {
-        let deadline = Instant::now() + PATIENCE;
         let summary = self
             .snapshotter
             .mountpoint()
             .join("store/.nix-snapshotter/summary.json");
+        gauges::check_lists();
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let text = fs::read(&summary).expect("the status");
             let summary: Value = serde_json::from_slice(&text).expect("JSON");
-            if summary["paths"]["fetching"] == 0 {
+            // Between two tries of a fetch nothing is under way either.
+            let busy = gauges::busy(&self.snapshotter.root());
+            if busy.is_empty() && summary["paths"]["fetching"] == 0 {
                 return;
             }
-            assert!(Instant::now() < deadline, "still busy: {summary}");
+            assert!(Instant::now() < deadline, "still busy: {busy:?} {summary}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
