@@ -86,14 +86,15 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
-    /// The state directory that `program` would use with these settings.
-    pub fn ask_state_dir(
+    /// The state directory that `program` would use with these settings, and the form of its log lines.
+    pub fn ask_settings(
         program: &Path,
         settings: &[OsString],
         user: Option<&User>,
-    ) -> Result<PathBuf, Failure> {
+    ) -> Result<(PathBuf, String), Failure> {
         let mut command = Command::new(program);
-        command.arg("config").args(settings).arg("state-dir");
+        let keys = ["log-format", "state-dir"];
+        command.arg("config").args(settings).args(keys);
         if let Some(user) = user {
             command.env("HOME", &user.home);
         }
@@ -110,7 +111,9 @@ impl Launch {
             });
         }
         let text = String::from_utf8_lossy(&output.stdout);
-        Ok(PathBuf::from(text.trim_end_matches('\n')))
+        let text = text.trim_end_matches('\n');
+        let (log_format, state_dir) = text.split_once('\n').unwrap_or(("", text));
+        Ok((PathBuf::from(state_dir), log_format.to_owned()))
     }
 
     /// Makes the state directory, of the daemon's user, if there is none.

@@ -11,6 +11,7 @@
 //! probe.rs       whether the mount answers
 //! refuse.rs      the answers while no daemon can be started
 //! control.rs     what `narfs status` and `narfs upgrade` ask
+//! log.rs         its own log lines
 //! notify.rs      systemd: readiness, watchdog, descriptor store
 //! handover.rs    a mount's descriptors over a socket; the keeper of the snapshotter's mount
 //! process.rs     what needs `unsafe`: fork, signals, descriptors by number
@@ -25,6 +26,7 @@ mod control;
 mod device;
 pub mod handover;
 mod launch;
+mod log;
 mod mountpoint;
 mod notify;
 mod options;
@@ -34,10 +36,9 @@ mod refuse;
 mod start;
 mod watch;
 
-use std::{
-    fmt,
-    io::{self, Write},
-};
+use std::fmt;
+
+pub(crate) use log::{say, warn};
 
 pub use control::{SOCKET, Status, status, upgrade};
 pub use device::{Kept, mount, raise_read_ahead, send_again};
@@ -84,10 +85,4 @@ impl From<MountError> for Failure {
     fn from(error: MountError) -> Self {
         Self::new(exit::SYSTEM, error)
     }
-}
-
-/// A line of the log: standard error, wherever that goes.
-pub(crate) fn say(what: impl fmt::Display) {
-    // On a full disk the line is lost, and not the mount: `eprintln` would panic.
-    let _ = writeln!(io::stderr(), "narfs-mount: {what}");
 }

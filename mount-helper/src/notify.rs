@@ -15,7 +15,7 @@ use std::{
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::{device::Kept, process::adopt, say};
+use crate::{device::Kept, process::adopt, warn};
 
 /// Names of the descriptors in the store.
 const DEVICE: &str = "narfs-device";
@@ -44,7 +44,7 @@ impl Manager {
         let socket = env::var("NOTIFY_SOCKET").ok().and_then(|address| {
             let connected = connect(&address);
             if let Err(error) = &connected {
-                say(format_args!("the service manager can't be told: {error}"));
+                warn(format_args!("the service manager can't be told: {error}"));
             }
             connected.ok()
         });
@@ -72,7 +72,7 @@ impl Manager {
     /// Sends assignments, one a line. That it can't be told is no reason to do anything else.
     pub fn tell(&self, what: &str) {
         if let Some(Err(error)) = self.socket.as_ref().map(|s| s.send(what.as_bytes())) {
-            say(format_args!("the service manager can't be told: {error}"));
+            warn(format_args!("the service manager can't be told: {error}"));
         }
     }
 
@@ -88,7 +88,7 @@ impl Manager {
             let text = [IoSlice::new(text.as_bytes())];
             match sendmsg(socket, &text, &mut control, SendFlags::NOSIGNAL) {
                 Ok(_) if fits => {}
-                failed => say(format_args!("{name} is not stored: {failed:?}")),
+                failed => warn(format_args!("{name} is not stored: {failed:?}")),
             }
         }
     }
@@ -122,7 +122,7 @@ pub(crate) fn received() -> io::Result<Option<Kept>> {
         match name {
             DEVICE => devices.push(adopt(number)?),
             GREETING => greetings.push(adopt(number)?),
-            _ => say(format_args!("a descriptor {name} is of no use here")),
+            _ => warn(format_args!("a descriptor {name} is of no use here")),
         }
     }
     let pair = devices.pop().zip(greetings.pop());

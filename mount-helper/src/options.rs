@@ -85,6 +85,8 @@ pub(crate) struct Options {
     pub program: Option<PathBuf>,
     /// The state directory, where the caller knows it.
     pub state_dir: Option<PathBuf>,
+    /// The form of log lines, where the caller knows it.
+    pub log_format: String,
     /// How long a daemon may take until it serves.
     pub ready_timeout: Duration,
     /// How long the mount may be without an answer before its daemon is replaced; zero: for ever.
@@ -115,6 +117,7 @@ impl Default for Options {
             user: None,
             program: None,
             state_dir: None,
+            log_format: String::new(),
             ready_timeout: Duration::from_secs(30),
             watchdog: Duration::from_secs(30),
             resume: None,
@@ -151,6 +154,7 @@ impl Options {
                 "--probe" => return Ok(Wanted::Probe(value()?.into())),
                 "--program" => options.program = Some(value()?.into()),
                 "--state-dir" => options.state_dir = Some(value()?.into()),
+                "--log-format" => options.log_format = value()?.to_string_lossy().into_owned(),
                 "--ready-timeout" => options.ready_timeout = seconds(flag, &value()?)?,
                 "--resume" => options.resume = Some(two_numbers(&value()?)?),
                 letters if letters.len() > 1 && is_letters(letters) => {
@@ -288,6 +292,10 @@ mod tests {
                 "--root=y",
                 "-f",
             ],
+        );
+        assert_eq!(
+            parsed(false, &["narfs", "/x", "--log-format=json"]).log_format,
+            "json"
         );
         assert!(options.foreground && !options.fake);
         assert_eq!(options.settings, ["--set=state-dir=/s"]);

@@ -11,7 +11,7 @@ use std::{
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::{Called, notify, say};
+use crate::{Called, notify, warn};
 
 /// What there is to be known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl Prober {
                 match self.ask() {
                     Ok(asking) => self.asking = Some(asking),
                     Err(error) => {
-                        say(format_args!("the mount can't be asked: {error}"));
+                        warn(format_args!("the mount can't be asked: {error}"));
                         self.begin();
                     }
                 }

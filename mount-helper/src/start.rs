@@ -20,11 +20,12 @@ use crate::{
     device::{Kept, mount},
     exit,
     launch::{Launch, User},
+    log,
     mountpoint::{check, mounted_by_narfs, unmount, unmount_dead},
     notify::{self, Manager},
     options::{HELP, Options, Wanted},
     process::{self, adopt},
-    say,
+    say, warn,
     watch::{Helper, Start},
 };
 
@@ -183,12 +184,15 @@ fn serve(
     }
     let manager = Manager::of_process();
     let user = options.user.as_deref().map(User::find).transpose()?;
-    let state_dir = match &options.state_dir {
+    let (state_dir, log_format) = match &options.state_dir {
         Some(directory) => {
-            std::path::absolute(directory).map_err(|e| Failure::system(directory.display(), e))?
+            let absolute = std::path::absolute(directory);
+            let absolute = absolute.map_err(|e| Failure::system(directory.display(), e))?;
+            (absolute, options.log_format.clone())
         }
-        None => Launch::ask_state_dir(&program, &options.settings, user.as_ref())?,
+        None => Launch::ask_settings(&program, &options.settings, user.as_ref())?,
     };
+    log::begin(log::Form::named(&log_format));
     let mut settings = options.settings.clone();
     if user.is_some() {
         // A user's own default would be another one.
@@ -250,7 +254,7 @@ fn joined(before: &str, value: &OsStr) -> OsString {
 fn mount_anew(options: &Options) -> Result<Kept, Failure> {
     let mountpoint = &options.mountpoint;
     if unmount_dead(mountpoint)? {
-        say(format_args!(
+        warn(format_args!(
             "a mount without a server was left on {} and is replaced; programs that used it have to be started again",
             mountpoint.display()
         ));

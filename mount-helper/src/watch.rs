@@ -30,7 +30,7 @@ use crate::{
     probe::{Answer, Prober},
     process::{Signals, leave_open},
     refuse::Refusing,
-    say,
+    say, warn,
 };
 
 /// Longest time without a look at everything.
@@ -273,7 +273,7 @@ impl Helper {
             self.open_control();
             // Not before: the kernel sets it anew when the first daemon has answered its first question.
             if let Err(error) = raise_read_ahead(&self.start.mountpoint) {
-                say(format_args!("read-ahead stays as it is: {error}"));
+                warn(format_args!("read-ahead stays as it is: {error}"));
             }
             self.announce();
         }
@@ -308,7 +308,7 @@ impl Helper {
         self.control_at = Some(Instant::now() + LOOK_EVERY);
         match control::Server::open(&self.launch.state_dir) {
             Ok(server) => self.control = Some(server),
-            Err(error) if first => say(format_args!(
+            Err(error) if first => warn(format_args!(
                 "`narfs status` and `narfs upgrade` can't ask here for now: {}: {error}",
                 self.launch.state_dir.join(control::SOCKET).display()
             )),
@@ -341,7 +341,7 @@ impl Helper {
                 text,
             });
         }
-        say(format_args!("process {pid} served no longer: {reason}"));
+        warn(format_args!("process {pid} served no longer: {reason}"));
         let by_somebody = status.is_some_and(|status| {
             use std::os::unix::process::ExitStatusExt;
             status.success() || matches!(status.signal(), Some(libc::SIGKILL | libc::SIGTERM))
@@ -380,7 +380,7 @@ impl Helper {
             REFUSING_WAIT.as_secs(),
             self.reason
         );
-        say(&what);
+        warn(&what);
         self.manager
             .tell(&format!("STATUS={}", what.replace('\n', " ")));
         let until = now + REFUSING_WAIT;
@@ -455,7 +455,7 @@ impl Helper {
         command.arg("--program").arg(program);
         command.args(without_ours(&called.arguments));
         let error = command.exec();
-        say(format_args!("{} can't be run: {error}", file.display()));
+        warn(format_args!("{} can't be run: {error}", file.display()));
         for descriptor in [&self.kept.device, &self.kept.greeting] {
             // They were open without it a moment ago.
             let _ = rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC);
@@ -480,7 +480,7 @@ impl Helper {
             && let Err(error) = unmount(&self.start.mountpoint, false)
                 .or_else(|_| unmount(&self.start.mountpoint, true))
         {
-            say(format_args!("{shown} is not unmounted: {error}"));
+            warn(format_args!("{shown} is not unmounted: {error}"));
         }
         self.stop_daemon();
         Ok(Next::End)
@@ -496,7 +496,7 @@ impl Helper {
         };
         daemon.signal(Signal::TERM);
         if !ends_within(&daemon.end, ENDS_WITHIN) {
-            say(format_args!(
+            warn(format_args!(
                 "process {} does not end, and is killed",
                 daemon.pid
             ));
@@ -515,7 +515,7 @@ impl Helper {
         };
         if !daemon.serves {
             if daemon.started.elapsed() >= self.start.ready_timeout {
-                say(format_args!(
+                warn(format_args!(
                     "process {} does not come to serve, and is killed",
                     daemon.pid
                 ));
@@ -527,7 +527,7 @@ impl Helper {
             Answer::Open => {}
             Answer::Good => self.manager.tell("WATCHDOG=1"),
             Answer::Late => {
-                say(format_args!(
+                warn(format_args!(
                     "process {} gave no answer for {} s, and is killed",
                     daemon.pid,
                     self.start.watchdog.as_secs_f32()

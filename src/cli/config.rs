@@ -19,9 +19,9 @@ pub struct ConfigArgs {
     #[arg(long)]
     pub toml: bool,
 
-    /// Print only the value of this setting, lists a line each
+    /// Print only the values of these settings in turn, lists a line each
     #[arg(value_name = "KEY", conflicts_with_all = ["json", "toml"], value_parser = key)]
-    pub key: Option<&'static str>,
+    pub keys: Vec<&'static str>,
 }
 
 fn key(text: &str) -> Result<&'static str, String> {
@@ -39,8 +39,11 @@ pub fn run(config: &Config, args: &ConfigArgs) -> Result<(), Failure> {
 }
 
 fn render(config: &Config, args: &ConfigArgs) -> String {
-    if let Some(key) = args.key {
-        value(config.value(key, Secrets::Masked))
+    if !args.keys.is_empty() {
+        let values = args.keys.iter();
+        values
+            .map(|key| value(config.value(key, Secrets::Masked)))
+            .collect()
     } else if args.json {
         format!("{:#}\n", config.to_json())
     } else if args.toml {

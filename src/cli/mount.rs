@@ -11,7 +11,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use super::{Exit, Failure, parse::duration, parse_store_path};
 use crate::{
-    config::{Config, Flags},
+    config::{Config, Flags, Secrets},
     daemon::{Serve, serve, spawn::background},
     nix::StorePath,
 };
@@ -118,6 +118,9 @@ fn become_helper(config: &Config, flags: &Flags, args: &MountArgs, mountpoint: &
     command.arg0("narfs").arg("mount-helper");
     command.args((!args.background).then_some("-f"));
     command.arg("--state-dir").arg(&config.state_dir);
+    let log_format = config.value("log-format", Secrets::Masked);
+    let log_format = log_format.as_ref().and_then(|value| value.as_str());
+    command.args(log_format.map(|form| format!("--log-format={form}")));
     command.arg(format!(
         "--ready-timeout={}",
         args.ready_timeout.as_secs_f64()

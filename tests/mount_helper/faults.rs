@@ -143,3 +143,39 @@ fn the_daemon_repairs_what_the_disk_damaged_while_it_serves() {
     readers.end();
     assert_eq!(world.daemon(), daemon, "it served all the time");
 }
+
+#[test]
+fn log_lines_of_helper_and_daemon_have_the_form_of_the_setting() {
+    // From the command line of mount(8), and from the configuration file.
+    for (option, file) in [(",log-format=json", ""), ("", "log-format = \"json\"\n")] {
+        let world = World::new();
+        fs::write(world.directory.path().join("config.toml"), file).unwrap();
+        world.mount(option);
+        let daemon = world.daemon();
+        signal(daemon, Signal::KILL);
+        world.next_daemon(daemon);
+        run(world.narfs(&["umount", &world.path().display().to_string()]));
+        wait_until("the helper has ended", || world.log().contains("has ended"));
+        let log = world.log();
+        let mut of_helper = Vec::new();
+        for line in log.lines() {
+            let parsed = serde_json::from_str::<serde_json::Value>(line);
+            let event = parsed.unwrap_or_else(|e| panic!("{e}: {line}\n---\n{log}"));
+            for key in ["timestamp", "level", "message", "target"] {
+                assert!(event[key].is_string(), "{line}");
+            }
+            if event["target"] == "narfs_mount" {
+                of_helper.push((event["level"].clone(), event["message"].clone()));
+            }
+        }
+        let says = |level: &str, words: &str| {
+            let said = of_helper.iter().any(|(l, message)| {
+                *l == level && message.as_str().is_some_and(|m| m.contains(words))
+            });
+            assert!(said, "{level} {words}: {of_helper:?}");
+        };
+        says("INFO", "is served by process");
+        says("WARN", "served no longer: it was killed by signal 9");
+        says("INFO", "has ended");
+    }
+}
