@@ -23,6 +23,9 @@ use rustix::fs::Mode;
 pub const SOCKET: &str = "helper.sock";
 /// How long either end waits for the other, which has nothing to do but to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How often who was dropped asks again, and after which time: a helper ends in a fraction of it.
+const MOST_DROPPED: u32 = 50;
+const BETWEEN: Duration = Duration::from_millis(20);
 /// Longest question or answer, in bytes.
 const MAX: u64 = 64 << 10;
 
@@ -95,7 +98,25 @@ pub fn upgrade(state_dir: &Path, program: &Path) -> io::Result<bool> {
     }
 }
 
+/// A helper that ends, or goes on as another program, drops who has connected: he asks again.
 fn ask(state_dir: &Path, question: &[u8]) -> io::Result<Option<String>> {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let mut dropped = 0;
+    loop {
+        match ask_once(state_dir, question) {
+            Err(e)
+                if matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+                    && dropped < MOST_DROPPED =>
+            {
+                dropped += 1;
+                std::thread::sleep(BETWEEN);
+            }
+            answered => return answered,
+        }
+    }
+}
+
+fn ask_once(state_dir: &Path, question: &[u8]) -> io::Result<Option<String>> {
     use io::ErrorKind::{ConnectionRefused, NotFound};
     let mut stream = match UnixStream::connect(state_dir.join(SOCKET)) {
         Err(e) if matches!(e.kind(), NotFound | ConnectionRefused) => return Ok(None),
@@ -105,7 +126,10 @@ fn ask(state_dir: &Path, question: &[u8]) -> io::Result<Option<String>> {
     stream.write_all(question)?;
     let mut answer = String::new();
     stream.take(MAX).read_to_string(&mut answer)?;
-    Ok(Some(answer))
+    match answer.is_empty() {
+        true => Err(io::ErrorKind::UnexpectedEof.into()),
+        false => Ok(Some(answer)),
+    }
 }
 
 /// What the helper is asked.
@@ -173,6 +197,31 @@ pub(crate) fn answer_upgrade(mut stream: UnixStream, refused: Option<&str>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_was_dropped_asks_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join(SOCKET);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let helper = std::thread::spawn(move || {
+            // With the question unread that is a reset, and with it read an end without an answer.
+            drop(listener.accept().unwrap());
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 7]).unwrap();
+            drop(stream);
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 7]).unwrap();
+            stream.write_all(b"state serving\n").unwrap();
+            drop(stream);
+            drop(listener.accept().unwrap());
+            std::fs::remove_file(socket).unwrap();
+        });
+        let answer = status(directory.path()).unwrap().unwrap();
+        assert_eq!(answer.state, "serving");
+        // The same, and then it is gone.
+        assert_eq!(status(directory.path()).unwrap(), None);
+        helper.join().unwrap();
+    }
 
     #[test]
     fn a_status_is_read_as_it_was_written() {
