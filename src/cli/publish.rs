@@ -102,8 +102,8 @@ pub struct PublishArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
 
-    /// Level of zstd
-    #[arg(long, value_name = "LEVEL", default_value_t = 9, value_parser = clap::value_parser!(i32).range(1..=22))]
+    /// Level of zstd: higher ones pack smaller and take longer
+    #[arg(long, value_name = "LEVEL", default_value_t = 14, value_parser = clap::value_parser!(i32).range(1..=22))]
     pub level: i32,
 
     /// Bytes of a chunk, unpacked, from 16KiB to 4MiB

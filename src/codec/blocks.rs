@@ -4,7 +4,7 @@ use std::{io::Read, ops::Range};
 
 use sha2::{Digest, Sha256};
 
-use super::{Bound, Checkpoint, CodecError, open, xz_index, zstd_table};
+use super::{Bound, Checkpoint, CodecError, open, xz_index, zstd, zstd_table};
 use crate::nix::Compression;
 
 /// How many of a file's last bytes to give [`probe`] first: 16 KiB hold the index of some 1,500 xz
@@ -176,7 +176,22 @@ impl BlockTable {
     /// [`CodecError::BlockBytes`] if those are not as many or the block is not of this table; what
     /// [`stream`](super::stream) finds wrong with the data, `at` counting from the block's start.
     pub fn decode(&self, block: &Block, packed: &[u8]) -> Result<Vec<u8>, CodecError> {
-        let format = self.format();
+        let mut bytes = Vec::new();
+        self.decode_onto(block, packed, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The same, appended to `out`; which is as it was after an error.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`decode`](Self::decode).
+    pub fn decode_onto(
+        &self,
+        block: &Block,
+        packed: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
         let index = self
             .blocks
             .partition_point(|other| other.nar.start < block.nar.start);
@@ -184,66 +199,87 @@ impl BlockTable {
         let got = packed.len() as u64;
         if self.blocks.get(index) != Some(block) || expected != got {
             return Err(CodecError::BlockBytes {
-                format,
+                format: self.format(),
                 index,
                 expected,
                 got,
             });
         }
-        let size = block.nar.end - block.nar.start;
+        let start = out.len();
+        let done = self.unpack(index, packed, out).and_then(|()| {
+            let what = self.wrong(index, &out[start..]);
+            what.map_or(Ok(()), |what| {
+                Err(CodecError::Damaged {
+                    format: self.format(),
+                    at: got,
+                    what: what.into(),
+                })
+            })
+        });
+        if done.is_err() {
+            out.truncate(start);
+        }
+        done
+    }
+
+    /// Appends what a block's bytes unpack to.
+    fn unpack(&self, index: usize, packed: &[u8], out: &mut Vec<u8>) -> Result<(), CodecError> {
+        let nar = &self.blocks[index].nar;
+        let size = nar.end - nar.start;
         match &self.details {
             Details::Xz { flags, padding } => {
-                let unpadded = got - u64::from(padding[index]);
+                let unpadded = packed.len() as u64 - u64::from(padding[index]);
                 let (head, end) = xz_index::wrapping(*flags, unpadded, size);
-                unpack(format, Box::new(head.chain(packed).chain(&end[..])), size)
+                let packed = Box::new(head.chain(packed).chain(&end[..]));
+                unpack(Compression::Xz, packed, size, out)
             }
-            Details::Zstd { checksums, digests } => {
-                let bytes = unpack(format, Box::new(packed), size)?;
-                if let Some(digests) = digests
-                    && *Sha256::digest(&bytes) != digests[index]
-                {
-                    let what = "not the bytes that the chunk index promises".into();
-                    return Err(CodecError::Damaged {
-                        format,
-                        at: got,
-                        what,
-                    });
-                }
-                match checksums {
-                    Some(sums) if zstd_table::seek_checksum(&bytes) != sums[index] => {
-                        let what = "not the bytes that the seek table's checksum is of".into();
-                        Err(CodecError::Damaged {
-                            format,
-                            at: got,
-                            what,
-                        })
-                    }
-                    _ => Ok(bytes),
-                }
-            }
+            Details::Zstd { .. } => match usize::try_from(size) {
+                Ok(size) if zstd::in_one_step(packed, size, out) => Ok(()),
+                _ => unpack(Compression::Zstd, Box::new(packed), size, out),
+            },
         }
+    }
+
+    /// What is wrong with what a block unpacked to.
+    fn wrong(&self, index: usize, bytes: &[u8]) -> Option<&'static str> {
+        let Details::Zstd { checksums, digests } = &self.details else {
+            return None;
+        };
+        if let Some(digests) = digests
+            && *Sha256::digest(bytes) != digests[index]
+        {
+            return Some("not the bytes that the chunk index promises");
+        }
+        let sums = checksums.as_ref()?;
+        (zstd_table::seek_checksum(bytes) != sums[index])
+            .then_some("not the bytes that the seek table's checksum is of")
     }
 }
 
-/// All `size` bytes that `packed` unpacks to.
+/// Appends all `size` bytes that `packed` unpacks to. `out` may end with some of them after an error.
 fn unpack(
     format: Compression,
     packed: Box<dyn Read + Send + '_>,
     size: u64,
-) -> Result<Vec<u8>, CodecError> {
+    out: &mut Vec<u8>,
+) -> Result<(), CodecError> {
     let mut reader = open(format, packed, Checkpoint::START, Bound::Exactly(size))?;
-    // Zeroed memory costs nothing until it is written to, so a block that lies about its size
-    // takes address space only.
-    let mut bytes = vec![0; usize::try_from(size).map_err(|_| CodecError::Setup { format })?];
-    reader
-        .read_exact(&mut bytes)
-        .map_err(CodecError::from_read)?;
+    let start = out.len();
+    let size = usize::try_from(size).map_err(|_| CodecError::Setup { format })?;
+    // Memory that the system has just given is zero, and costs nothing until it is written to: a
+    // block that lies about its size takes address space only.
+    match out.is_empty() {
+        true => *out = vec![0; size],
+        false => out.resize(start + size, 0),
+    }
+    let got = reader.read_exact(&mut out[start..]);
+    got.map_err(CodecError::from_read)?;
     // Only the end says that the block's check was right.
     match reader.read(&mut [0]).map_err(CodecError::from_read)? {
-        0 => Ok(bytes),
+        0 => Ok(()),
         _ => Err(CodecError::Long {
             format,
-            nar_size: size,
+            nar_size: size as u64,
         }),
     }
 }

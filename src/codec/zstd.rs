@@ -1,5 +1,7 @@
 //! Zstandard frames, skippable ones included.
 
+use std::{cell::RefCell, io::Cursor};
+
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name};
 
 use super::{
@@ -57,4 +59,30 @@ impl Push for Zstd {
             ended: hint == 0,
         })
     }
+}
+
+thread_local! {
+    /// The context of a thread that unpacks blocks: making one takes as long as a small frame does.
+    static CONTEXT: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
+}
+
+/// Appends the `size` bytes that all of `packed` unpacks to, in one step: what is decoded goes
+/// straight to its place, and frames refer back to it there. Says no, with `out` as it was, where
+/// that is not what `packed` holds; only [`open`](super::open) can say what is wrong with it.
+pub(super) fn in_one_step(packed: &[u8], size: usize, out: &mut Vec<u8>) -> bool {
+    let start = out.len();
+    out.reserve(size);
+    let written = CONTEXT.with_borrow_mut(|context| {
+        if context.is_none() {
+            *context = DCtx::try_create();
+        }
+        let mut to = Cursor::new(&mut *out);
+        to.set_position(start as u64);
+        context.as_mut()?.decompress(&mut to, packed).ok()
+    });
+    let whole = written == Some(size);
+    if !whole {
+        out.truncate(start);
+    }
+    whole
 }

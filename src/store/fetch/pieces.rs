@@ -640,7 +640,8 @@ fn decode_blocks(
         let packed = bytes
             .get(packed)
             .ok_or("its block table points outside the file")?;
-        out.extend(table.decode(block, packed).map_err(|e| e.to_string())?);
+        let decoded = table.decode_onto(block, packed, &mut out);
+        decoded.map_err(|e| e.to_string())?;
     }
     Ok(out)
 }
