@@ -86,3 +86,47 @@ pub(super) fn in_one_step(packed: &[u8], size: usize, out: &mut Vec<u8>) -> bool
     }
     whole
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing, *};
+
+    fn pack(bytes: &[u8]) -> Vec<u8> {
+        testing::zstd_frame(bytes, true)
+    }
+
+    #[test]
+    fn one_step_takes_frames_that_are_whole_and_of_that_size() {
+        let bytes: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+        let (first, second) = bytes.split_at(150_000);
+        let two = [pack(first), pack(second)].concat();
+        let mut out = b"before".to_vec();
+        for packed in [&pack(&bytes), &two] {
+            assert!(in_one_step(packed, bytes.len(), &mut out));
+        }
+        let wanted = [&b"before"[..], &bytes, &bytes].concat();
+        assert!(out == wanted, "one behind the other");
+    }
+
+    #[test]
+    fn one_step_leaves_everything_else_to_who_can_say_what_is_wrong() {
+        let bytes = vec![7; 100_000];
+        let packed = pack(&bytes);
+        let mut damaged = packed.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        let mut out = Vec::with_capacity(1 << 20);
+        out.extend(b"before");
+        let short = packed.len() - 1;
+        for (packed, size) in [
+            (&packed[..], bytes.len() - 1),
+            (&packed, bytes.len() + 1),
+            (&packed[..short], bytes.len()),
+            (&damaged, bytes.len()),
+            (&[], 1),
+        ] {
+            assert!(!in_one_step(packed, size, &mut out), "{size}");
+            assert_eq!(out, b"before");
+        }
+        assert!(in_one_step(&packed, bytes.len(), &mut out), "and goes on");
+    }
+}
