@@ -56,6 +56,14 @@ impl Core {
         }
     }
 
+    /// Forgets which caches had no narinfo of a path, where that no longer counts. Waits for the disk.
+    pub(super) fn prune_answers(&self) {
+        match self.content.db().prune_negative(unix_now(), self.ttl()) {
+            Ok(answers) => tracing::debug!(answers, "forgotten, as too old"),
+            Err(error) => tracing::debug!(%error, "old answers of caches are not forgotten yet"),
+        }
+    }
+
     /// A place among the small requests; background work leaves some to those who wait, and
     /// needs none of its own any more once somebody waits for it.
     async fn small_request(&self, mut lane: Urgency) -> Option<[SemaphorePermit<'_>; 2]> {

@@ -12,6 +12,9 @@ type Value = (u64, Option<&'static [u8]>);
 
 pub(super) const NARINFOS: TableDefinition<Key, Value> = TableDefinition::new("narinfos");
 
+/// Answers that are forgotten in one transaction: nobody else writes for so long.
+const PRUNED_AT_ONCE: usize = 10_000;
+
 /// How long an answer counts, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NarinfoTtl {
@@ -167,14 +170,45 @@ impl Db {
         })
     }
 
-    /// Forgets every "does not have it" that no longer counts; without this they would pile up.
-    pub fn prune_negative(&self, now: u64, ttl: NarinfoTtl) -> Pending<()> {
-        self.writer.submit(move |txn| {
-            let mut table = txn.open_table(NARINFOS)?;
-            table
-                .retain(|_, (at, text)| text.is_some() || now.saturating_sub(at) < ttl.negative)?;
-            Ok(Ok(()))
-        })
+    /// Forgets the answers "does not have it" that no longer count, without which they would pile up,
+    /// up to [`PRUNED_AT_ONCE`] of them; how many there were. Waits for the disk.
+    pub fn prune_negative(&self, now: u64, ttl: NarinfoTtl) -> Result<usize, ContentError> {
+        let is_old = move |at: u64, text: Option<&[u8]>| {
+            text.is_none() && now.saturating_sub(at) >= ttl.negative
+        };
+        // Found beside those who write: there is a narinfo for each path that was ever known.
+        let old = self.core.read(|txn| {
+            let mut old = Vec::new();
+            for entry in txn.open_table(NARINFOS)?.iter()? {
+                let (key, value) = entry?;
+                let (at, text) = value.value();
+                if is_old(at, text) {
+                    let (hash, substituter) = key.value();
+                    old.push((*hash, substituter.to_owned()));
+                }
+                if old.len() == PRUNED_AT_ONCE {
+                    break;
+                }
+            }
+            Ok(old)
+        })?;
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let forgotten = self.writer.submit(move |txn| {
+            let (mut table, mut forgotten) = (txn.open_table(NARINFOS)?, 0);
+            for (hash, substituter) in &old {
+                let key = (hash, substituter.as_str());
+                // Somebody may have asked again meanwhile.
+                let said = table.get(key)?;
+                if said.is_some_and(|v| is_old(v.value().0, v.value().1)) {
+                    table.remove(key)?;
+                    forgotten += 1;
+                }
+            }
+            Ok(Ok(forgotten))
+        });
+        forgotten.wait()
     }
 
     /// Sets the time of an answer from the future to `now`.

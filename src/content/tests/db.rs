@@ -193,8 +193,9 @@ fn negatives_are_forgotten_on_demand_and_when_they_are_old() {
             vec!["b".into()]
         )
     );
-    db.prune_negative(110, TTL).wait().unwrap();
+    assert_eq!(db.prune_negative(110, TTL).unwrap(), 1, "of path 7, by a");
     assert_eq!(who(7), ["b", "c"]);
+    assert_eq!(db.prune_negative(110, TTL).unwrap(), 0);
     db.forget_narinfo("b", &digest(7)).wait().unwrap();
     assert_eq!(who(7), ["c"]);
 }
