@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
 };
 
@@ -101,7 +101,6 @@ struct Shared {
     settings: Settings,
     scratch: std::path::PathBuf,
     jobs: HashMap<StorePathHash, Job>,
-    places: Semaphore,
     /// Chunks that were met.
     met: Mutex<HashSet<ChunkDigest>>,
 }
@@ -154,9 +153,9 @@ pub async fn publish(
         done: Arc::default(),
         state: Mutex::new(State::Waiting),
     };
+    let places = Arc::new(Semaphore::new(settings.jobs.max(1)));
     let shared = Arc::new(Shared {
         target,
-        places: Semaphore::new(settings.jobs.max(1)),
         settings,
         scratch: scratch.into(),
         jobs: items
@@ -166,20 +165,21 @@ pub async fn publish(
         met: Mutex::new(met),
     });
     let mut running = JoinSet::new();
-    for path in &order {
-        let (shared, path) = (shared.clone(), path.clone());
-        // The semaphore is fair, and tasks of one thread begin in order: dependencies go first.
-        running.spawn(async move { (path.hash(), shared.run(&path).await) });
-    }
+    let mut left = order.iter();
     let mut outcomes = HashMap::new();
     let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
-    loop {
+    while left.len() > 0 || !running.is_empty() {
         tokio::select! {
-            ended = running.join_next() => match ended {
-                None => break,
-                Some(Ok((path, outcome))) => { outcomes.insert(path, outcome); }
-                // Told below.
-                Some(Err(_)) => {}
+            // Never closed, so that there is always one. Dependencies go first: whatever ends this, all that
+            // can be is published whole.
+            Ok(place) = places.clone().acquire_owned(), if left.len() > 0 => {
+                let Some(path) = left.next().cloned() else { continue };
+                let shared = shared.clone();
+                running.spawn(async move { (path.hash(), shared.run(&path, place).await) });
+            }
+            // One that died is told below.
+            Some(ended) = running.join_next() => if let Ok((path, outcome)) = ended {
+                outcomes.insert(path, outcome);
             },
             _ = tick.tick() => tell(&shared.progress(&order)),
         }
@@ -285,12 +285,16 @@ impl Shared {
         order.iter().filter_map(one).collect()
     }
 
-    async fn run(&self, path: &StorePath) -> Result<Outcome, PublishError> {
+    async fn run(
+        &self,
+        path: &StorePath,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Outcome, PublishError> {
         let Some(job) = self.jobs.get(&path.hash()) else {
             return Err(PublishError::Died { path: path.clone() });
         };
         let set = |state| *job.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
-        let outcome = self.publish_one(job, &set).await;
+        let outcome = self.publish_one(job, place, &set).await;
         set(match outcome {
             Ok(_) => State::Done,
             Err(_) => State::Failed,
@@ -302,11 +306,15 @@ impl Shared {
         outcome
     }
 
-    async fn publish_one(&self, job: &Job, set: &impl Fn(State)) -> Result<Outcome, PublishError> {
+    /// Publishes a path, in a place among those that work at a time.
+    async fn publish_one(
+        &self,
+        job: &Job,
+        place: OwnedSemaphorePermit,
+        set: &impl Fn(State),
+    ) -> Result<Outcome, PublishError> {
         let item = &job.item;
         let path = &item.info.store_path;
-        // Never closed, so that the only error cannot happen.
-        let place = self.places.acquire().await;
         set(State::Working);
         let dry = self.settings.dry_run;
         match self.target.standing(&item.info).await {

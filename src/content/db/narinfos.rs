@@ -171,7 +171,7 @@ impl Db {
     }
 
     /// Forgets the answers "does not have it" that no longer count, without which they would pile up,
-    /// up to [`PRUNED_AT_ONCE`] of them; how many there were. Waits for the disk.
+    /// up to 10,000 of them; how many there were. Waits for the disk.
     pub fn prune_negative(&self, now: u64, ttl: NarinfoTtl) -> Result<usize, ContentError> {
         let is_old = move |at: u64, text: Option<&[u8]>| {
             text.is_none() && now.saturating_sub(at) >= ttl.negative
