@@ -204,9 +204,9 @@ fn a_state_directory_that_becomes_read_only_serves_on() {
     assert_same(kept, &snapshot(&mounted.at(kept)), &trees[kept]);
     mounted.wait_until_idle();
     let state = mounted.state_dir();
-    // Busy while the daemon has just opened a file in it.
-    let script = "mount --bind \"$1\" \"$1\"; for i in 1 2 3 4 5 6 7 8 9; do \
-        mount -o remount,ro,bind \"$1\" && exit; sleep 0.2; done; exit 1";
+    // In one step: a mount through which the daemon has opened a file in the meantime is busy.
+    let script = "mkdir \"$1.ro\"; mount --bind \"$1\" \"$1.ro\"; mount -o remount,ro,bind \"$1.ro\"; \
+        mount --bind \"$1.ro\" \"$1\"; umount \"$1.ro\"";
     run(shell(script, &[&state]));
     let over = ReadOnly(state.clone());
     assert!(fs::write(state.join("content/x"), "x").is_err());
