@@ -107,6 +107,9 @@ async fn what_was_found_to_be_trusted_counts_for_that_text_and_those_keys() {
     let world = setup.store(&[&server]);
     for p in [&kept, &changed] {
         all_right(&world.store, p).await;
+        // Nobody waits for it to be written.
+        let facts = || world.store.content().db().facts(&p.path.hash()).unwrap();
+        until(|| facts().trusted.is_some()).await;
     }
     let found = |p: &Package| {
         let db = world.store.content().db();
