@@ -126,10 +126,7 @@ impl BlockTable {
         let Details::Zstd { digests, .. } = &self.details else {
             return None;
         };
-        let index = self
-            .blocks
-            .partition_point(|other| other.nar.start < block.nar.start);
-        digests.as_ref()?.get(index)
+        digests.as_ref()?.get(self.place(block))
     }
 
     /// Whether every block is checked when it is decoded.
@@ -192,9 +189,7 @@ impl BlockTable {
         packed: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<(), CodecError> {
-        let index = self
-            .blocks
-            .partition_point(|other| other.nar.start < block.nar.start);
+        let index = self.place(block);
         let expected = block.packed.end.saturating_sub(block.packed.start);
         let got = packed.len() as u64;
         if self.blocks.get(index) != Some(block) || expected != got {
@@ -206,20 +201,18 @@ impl BlockTable {
             });
         }
         let start = out.len();
-        let done = self.unpack(index, packed, out).and_then(|()| {
-            let what = self.wrong(index, &out[start..]);
-            what.map_or(Ok(()), |what| {
-                Err(CodecError::Damaged {
-                    format: self.format(),
-                    at: got,
-                    what: what.into(),
-                })
-            })
-        });
+        let unpacked = self.unpack(index, packed, out);
+        let done = unpacked.and_then(|()| self.check(index, &out[start..], got));
         if done.is_err() {
             out.truncate(start);
         }
         done
+    }
+
+    /// Where a block of this table stands in it.
+    fn place(&self, block: &Block) -> usize {
+        self.blocks
+            .partition_point(|other| other.nar.start < block.nar.start)
     }
 
     /// Appends what a block's bytes unpack to.
@@ -240,19 +233,29 @@ impl BlockTable {
         }
     }
 
-    /// What is wrong with what a block unpacked to.
-    fn wrong(&self, index: usize, bytes: &[u8]) -> Option<&'static str> {
+    /// Whether a block, of so many bytes, unpacked to what the table says.
+    fn check(&self, index: usize, bytes: &[u8], packed: u64) -> Result<(), CodecError> {
         let Details::Zstd { checksums, digests } = &self.details else {
-            return None;
+            return Ok(());
         };
-        if let Some(digests) = digests
-            && *Sha256::digest(bytes) != digests[index]
+        let what = if digests
+            .as_ref()
+            .is_some_and(|d| *Sha256::digest(bytes) != d[index])
         {
-            return Some("not the bytes that the chunk index promises");
-        }
-        let sums = checksums.as_ref()?;
-        (zstd_table::seek_checksum(bytes) != sums[index])
-            .then_some("not the bytes that the seek table's checksum is of")
+            "not the bytes that the chunk index promises"
+        } else if checksums
+            .as_ref()
+            .is_some_and(|c| zstd_table::seek_checksum(bytes) != c[index])
+        {
+            "not the bytes that the seek table's checksum is of"
+        } else {
+            return Ok(());
+        };
+        Err(CodecError::Damaged {
+            format: self.format(),
+            at: packed,
+            what: what.into(),
+        })
     }
 }
 
@@ -264,22 +267,10 @@ fn unpack(
     out: &mut Vec<u8>,
 ) -> Result<(), CodecError> {
     let mut reader = open(format, packed, Checkpoint::START, Bound::Exactly(size))?;
-    let start = out.len();
-    let size = usize::try_from(size).map_err(|_| CodecError::Setup { format })?;
-    // Memory that the system has just given is zero, and costs nothing until it is written to: a
-    // block that lies about its size takes address space only.
-    match out.is_empty() {
-        true => *out = vec![0; size],
-        false => out.resize(start + size, 0),
-    }
-    let got = reader.read_exact(&mut out[start..]);
-    got.map_err(CodecError::from_read)?;
-    // Only the end says that the block's check was right.
-    match reader.read(&mut [0]).map_err(CodecError::from_read)? {
-        0 => Ok(()),
-        _ => Err(CodecError::Long {
-            format,
-            nar_size: size as u64,
-        }),
-    }
+    // Memory that is not written to costs nothing: a block that lies about its size takes address
+    // space only.
+    out.reserve(usize::try_from(size).map_err(|_| CodecError::Setup { format })?);
+    // To the end, as only that says that the size and the block's check were right.
+    let read = reader.read_to_end(out);
+    read.map(drop).map_err(CodecError::from_read)
 }
