@@ -37,7 +37,7 @@ impl Hosted {
     pub fn start(config: &Config, runtime: &Runtime) -> Result<Self, Failure> {
         let store = open_store(config, runtime)?;
         let (shared, signals) = Shared::new(config, store, Layout::Store);
-        shared.store.keep_quota();
+        shared.store.keep_up();
         let server = Server::start(&config.state_dir, shared.clone())?;
         Ok(Self {
             shared,

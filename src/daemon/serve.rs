@@ -181,7 +181,7 @@ struct Running {
 fn start(config: &Config, what: &mut Serve, runtime: &Runtime) -> Result<Running, Failure> {
     let store = open_store(config, runtime)?;
     let (shared, signals) = Shared::new(config, store.clone(), Layout::Store);
-    store.keep_quota();
+    store.keep_up();
     store.scrub();
     let server = Server::start(&config.state_dir, shared.clone())?;
     if let Some(mountpoint) = &what.mountpoint {

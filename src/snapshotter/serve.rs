@@ -116,7 +116,7 @@ fn start(config: &Config, what: &Serve, runtime: &Runtime) -> Result<Running, Fa
     check_free(&what.address)?;
     let store = open_store(config, runtime)?;
     let (shared, signals) = Shared::new(config, store.clone(), Layout::Node);
-    store.keep_quota();
+    store.keep_up();
     store.scrub();
     let mountpoint = root.join(MOUNTPOINT);
     let mut options = Options {

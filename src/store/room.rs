@@ -9,7 +9,6 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    time::Duration,
 };
 
 use super::{Core, Store, StoreError, Verify, path::SlotEntry};
@@ -18,10 +17,6 @@ use crate::{
     nix::{NarHash, StorePath, StorePathHash},
 };
 
-/// How often the quota is looked at besides after every NAR: partial content grows as well.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// After so many of these looks, answers of caches that no longer count are forgotten: every hour.
-const LOOKS_UNTIL_PRUNED: u64 = 360;
 /// Over the limit, this share of it is freed in advance (one in so many parts), because finding
 /// out what goes means looking at every file that is kept.
 const SLACK: u64 = 20;
@@ -173,27 +168,6 @@ impl Store {
         let kept = nars.iter().map(|nar| self.0.content.usage_of(nar)).sum();
         Ok((nars.len() as u64, kept))
     }
-
-    /// Keeps the limits from now on, as long as the store lives, settles what waits for room, and forgets
-    /// what caches said too long ago.
-    pub fn keep_quota(&self) {
-        let weak = self.downgrade();
-        self.0.runtime.spawn(async move {
-            let mut tick = tokio::time::interval(LOOK_EVERY);
-            for looks in 1_u64.. {
-                tick.tick().await;
-                let Some(store) = weak.upgrade() else { return };
-                store.0.make_room_soon();
-                store.0.settle_soon();
-                if looks.is_multiple_of(LOOKS_UNTIL_PRUNED) {
-                    store.0.runtime.spawn_blocking({
-                        let core = store.0.clone();
-                        move || core.prune_answers()
-                    });
-                }
-            }
-        });
-    }
 }
 
 impl Core {
@@ -246,7 +220,7 @@ impl Core {
     }
 
     /// Slots that were given on a full disk go to the database, once it takes them.
-    fn settle_soon(self: &Arc<Self>) {
+    pub(super) fn settle_soon(self: &Arc<Self>) {
         if self.content.db().has_spare_slots() {
             let core = self.clone();
             self.runtime.spawn_blocking(move || {

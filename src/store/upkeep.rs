@@ -1,6 +1,6 @@
-//! Keeping the store: fetching ahead of need, naming what is kept, telling listings that lie.
+//! Keeping the store: fetching ahead of need, naming what is kept, and what is done now and then.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use narfs_state_schema::PathState;
 
@@ -10,7 +10,35 @@ use crate::{
     tree::EntryIndex,
 };
 
+/// How often it is looked for what is to be done. The quota is looked at after every NAR besides, but
+/// partial content grows as well.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// After so many looks, answers of caches that no longer count are forgotten: every hour.
+const LOOKS_UNTIL_PRUNED: u64 = 360;
+
 impl Store {
+    /// Keeps the limits from now on, as long as the store lives, settles what waits for room, and forgets
+    /// what caches said too long ago.
+    pub fn keep_up(&self) {
+        let weak = self.downgrade();
+        self.0.runtime.spawn(async move {
+            let mut tick = tokio::time::interval(LOOK_EVERY);
+            for looks in 1_u64.. {
+                tick.tick().await;
+                let Some(Store(core)) = weak.upgrade() else {
+                    return;
+                };
+                core.make_room_soon();
+                core.settle_soon();
+                if looks.is_multiple_of(LOOKS_UNTIL_PRUNED) {
+                    core.runtime
+                        .clone()
+                        .spawn_blocking(move || core.prune_answers());
+                }
+            }
+        });
+    }
+
     /// Fetches the whole of a path, in `lane`; returns when it is verified.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ async fn reads_are_right_while_everything_is_evicted() {
         let world = Setup::trusting(&key)
             .with(|s| s.limits.quota = Some(Amount::Bytes(QUOTA)))
             .store(&[&server]);
-        world.keep_quota();
+        world.keep_up();
 
         // Somebody who drops whatever nobody holds, again and again.
         let (store, done) = (world.store.clone(), Arc::new(AtomicBool::new(false)));
